@@ -26,6 +26,7 @@ from tests.pages import DOCS, PAGES, README, blocks, commands
 from tests.tiny import build
 from trainer.recipe import Recipe
 from workbench.cli import parse
+from workbench.data.twins.write import write_twin
 
 OUTSIDE = ("results/",)  # pages whose commands are what made their tables, hours long
 
@@ -147,7 +148,11 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
             if "--commands" in given
             else "no runs yet" in here(folder, module, *given)
         )
+    elif module == "workbench.data.twins":
+        assert "pope, whatsup, mmvp" in here(folder, module, str(tmp_path / given[0]))
     elif module.startswith("analyses."):
+        for name in set(re.findall(r"\btwins/(\w+)", line)) - {path.name for path in folder.glob("twins/*")}:
+            write_twin(folder / "twins" / name, name)
         few = FEW[module][:4] if "photos" in line else FEW[module]
         assert f"{module.removeprefix('analyses.')}-" in here(folder, module, *given, *few)
     elif module.startswith("benchmarks."):

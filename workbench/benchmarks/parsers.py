@@ -71,3 +71,9 @@ def parse_relation(answer: str, options: Sequence[str]) -> str | None:
     """
     plain = _ON_THE_SIDE.sub("", _FRONT.sub("front", answer.lower()))
     return parse_option(plain, options)
+
+
+def question_alone(prompt: str) -> str:
+    """Return the question of a prompt of AdaptVis, up to its question mark; "" if it has none."""
+    question = re.search(r"(?:USER:\s*)?([^:]*?\?)", prompt)
+    return question[1].strip() if question else ""

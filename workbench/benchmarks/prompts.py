@@ -6,11 +6,11 @@ lmms-eval, `paper` those of the VIRAL authors' scripts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from string import ascii_uppercase
 
+from workbench.benchmarks.parsers import question_alone
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError
 
@@ -98,12 +98,12 @@ def _lmms_cv_bench(asked: Asked) -> str:
 
 def _paper_relation(asked: Asked) -> str:
     """Return AdaptVis's question up to its question mark, and the paper's suffix without a space between."""
-    question = re.search(r"(?:USER:\s*)?([^:]*?\?)", asked.text)
-    if question is None:
+    question = question_alone(asked.text)
+    if not question:
         raise DataError(
             f"question {asked.sample.id} has no prompt of AdaptVis: expected prompts=FILE in the spec of the data"
         )
-    return question[1].strip() + PAPER_RELATIONS[asked.benchmark]
+    return question + PAPER_RELATIONS[asked.benchmark]
 
 
 RELATIONS = tuple(f"whatsup {name}" for name in ("a", "b", "coco_one", "coco_two", "vg_one", "vg_two"))

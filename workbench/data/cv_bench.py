@@ -25,9 +25,10 @@ from workbench.data.benchmark_rows import (
     text_cell,
 )
 from workbench.data.choices import options_of
-from workbench.data.hf_tables import read_table
+from workbench.data.copies import VLMEVALKIT, label_version
 from workbench.data.images import shown
 from workbench.data.specs import spec_options
+from workbench.data.vlmevalkit import benchmark_table
 from workbench.errors import DataError
 
 TASKS = {"2d": ("Count", "Relation"), "3d": ("Depth", "Distance")}
@@ -46,8 +47,9 @@ def cv_bench(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
     wanted = [task for name, tasks in TASKS.items() if part in (name, "all") for task in tasks]
     images = images_folder(path, options["images"])
     rows: list[Row] = []
-    for file in _files(path):
-        table = read_table(file, "" if Path(file).is_file() else "test")
+    files = _files(path)
+    for file in files:
+        table = benchmark_table(file, "" if Path(file).is_file() else "test")
         check_columns(file, table, ("idx", "task", "question", "choices", "answer", "prompt", "source"))
         column = "image" if "image" in table.column_names else "filename"
         check_columns(file, table, (column,))
@@ -75,7 +77,8 @@ def cv_bench(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
             )
     if not rows:
         raise DataError(f"{shown(path)} has no questions of {' or '.join(wanted)}: expected those of part {part}")
-    return benchmark_dataset(f"cv_bench:{spec}", "cv_bench", "the authors' labels, unknown copy", rows, images, choice)
+    version = label_version("the authors' labels", [(Path(file), VLMEVALKIT["cv_bench"]) for file in files])
+    return benchmark_dataset(f"cv_bench:{spec}", "cv_bench", version, rows, images, choice)
 
 
 def _files(path: str) -> list[str]:

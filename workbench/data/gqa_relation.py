@@ -23,11 +23,11 @@ from workbench.data.benchmark_rows import (
     images_folder,
     text_cell,
 )
+from workbench.data.copies import label_version
 from workbench.data.hf_tables import read_table
 from workbench.data.images import shown
 from workbench.data.specs import spec_options
 from workbench.errors import DataError
-from workbench.files import sha256
 
 SHA256 = "0bbc45d9c9b609409f30d7ecf9be6f2957347c4cdcc5480b531ae0b8ef5282c0"  # of the authors' file, c9a1111
 BOX = ("x", "y", "w", "h")
@@ -72,7 +72,7 @@ def gqa_relation(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
                 asked=objects,
             )
         )
-    version = f"the authors' choice, {'verified' if sha256(Path(path)) == SHA256 else 'unknown'} copy"
+    version = label_version("the authors' choice", [(Path(path), (SHA256,))])
     images = images_folder(path, options["images"])
     return benchmark_dataset(f"gqa_relation:{spec}", "gqa_relation", version, rows, images, choice)
 

@@ -26,9 +26,10 @@ from workbench.data.benchmark_rows import (
     text_cell,
     yes_or_no,
 )
-from workbench.data.hf_tables import read_table
+from workbench.data.copies import VLMEVALKIT, label_version
 from workbench.data.images import FORMATS, shown
 from workbench.data.specs import spec_options
+from workbench.data.vlmevalkit import benchmark_table
 from workbench.errors import DataError
 
 PERCEPTION = (
@@ -66,18 +67,20 @@ def mme(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         counts.setdefault(row.pair, []).append(row)
     if odd := next((pair for pair, questions in counts.items() if len(questions) != 2), None):
         raise DataError(f"image {odd} of {shown(path)} has {len(counts[odd])} questions: expected 2")
-    return benchmark_dataset(f"mme:{spec}", "mme", "the authors' labels, unknown copy", rows, images, choice)
+    version = label_version("the authors' labels", [(Path(path), VLMEVALKIT["mme"])])
+    return benchmark_dataset(f"mme:{spec}", "mme", version, rows, images, choice)
 
 
 def _table(path: str, images: Path) -> Iterator[Row]:
-    table = read_table(path, "")
+    table = benchmark_table(path, "")
     check_columns(path, table, ("question_id", "image", "question", "answer", "category"))
     places = images_of_table(table, "image", path, images)
     asked: dict[str, int] = {}
     for number, (row, image) in enumerate(zip(table.remove_columns("image"), places, strict=True), start=1):
         where = f"{shown(path)} row {number}"
         category = check_choice(f"category in {where}", text_cell(where, row, "category"), CATEGORIES)
-        pair = f"{category}/{Path(text_cell(where, row, 'question_id')).name}"
+        image_column = "image_path" if row.get("image_path") else "question_id"  # VLMEvalKit numbers the questions
+        pair = f"{category}/{Path(text_cell(where, row, image_column)).name}"
         asked[pair] = asked.get(pair, 0) + 1
         question, answer = text_cell(where, row, "question"), yes_or_no(where, row, "answer")
         yield Row(where, f"{pair}#{asked[pair]}", image, question, answer, ("yes", "no"), category, pair)

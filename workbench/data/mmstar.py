@@ -9,6 +9,7 @@ folder, or `Lin-Chen/MMStar`. Options are in columns A to D, or at the end of th
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Unpack
 
@@ -25,9 +26,10 @@ from workbench.data.benchmark_rows import (
     text_cell,
 )
 from workbench.data.choices import options_of
-from workbench.data.hf_tables import read_table
+from workbench.data.copies import VLMEVALKIT, label_version
 from workbench.data.images import shown
 from workbench.data.specs import spec_options
+from workbench.data.vlmevalkit import benchmark_table
 from workbench.errors import DataError
 
 
@@ -39,7 +41,7 @@ def mmstar(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         DataError: no such files or columns, or a row that cannot be used; the message names it.
     """
     path, options = spec_options(spec, {"images": ""})
-    table = read_table(path, "")
+    table = benchmark_table(path, "")
     check_columns(path, table, ("index", "question", "image", "answer", "category", "l2_category"))
     images = images_folder(path, options["images"])
     places = images_of_table(table, "image", path, images)
@@ -64,7 +66,8 @@ def mmstar(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
                 prompt=question if written else "",
             )
         )
-    return benchmark_dataset(f"mmstar:{spec}", "mmstar", "the authors' labels, unknown copy", rows, images, choice)
+    version = label_version("the authors' labels", [(Path(path), VLMEVALKIT["mmstar"])])
+    return benchmark_dataset(f"mmstar:{spec}", "mmstar", version, rows, images, choice)
 
 
 def _split(question: str) -> tuple[str, tuple[str, ...]]:

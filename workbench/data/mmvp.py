@@ -26,9 +26,10 @@ from workbench.data.benchmark_rows import (
     lettered,
     text_cell,
 )
-from workbench.data.hf_tables import read_table
+from workbench.data.copies import VLMEVALKIT, label_version
 from workbench.data.images import shown
 from workbench.data.specs import spec_options
+from workbench.data.vlmevalkit import benchmark_table
 from workbench.errors import DataError
 
 LABELS = ("corrected", "original")
@@ -52,7 +53,7 @@ def mmvp(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
     labels = check_choice("labels of mmvp", options["labels"], LABELS)
     place = Path(path)
     file = place / "Questions.csv" if (place / "Questions.csv").is_file() else place
-    table = read_table(str(file), "")
+    table = benchmark_table(str(file), "")
     columns = {name: _column(file, table, names) for name, names in COLUMNS.items()}
     images = images_folder(path, options["images"])
     if not options["images"] and "image" not in table.column_names:
@@ -69,7 +70,8 @@ def mmvp(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         answer = lettered(where, CORRECTED.get(index, label) if labels == "corrected" else label, choices)
         question = text_cell(where, row, columns["question"])
         rows.append(Row(where, f"{index}", image, question, answer, choices, pair=f"{(index - 1) // 2}"))
-    return benchmark_dataset(f"mmvp:{spec}", "mmvp", f"{labels} labels, unknown copy", rows, images, choice)
+    version = label_version(f"{labels} labels", [(file, VLMEVALKIT["mmvp"])])
+    return benchmark_dataset(f"mmvp:{spec}", "mmvp", version, rows, images, choice)
 
 
 def _column(file: Path, table: Any, names: tuple[str, ...]) -> str:

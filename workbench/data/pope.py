@@ -27,11 +27,12 @@ from workbench.data.benchmark_rows import (
     text_cell,
     yes_or_no,
 )
-from workbench.data.hf_tables import json_rows, read_table
+from workbench.data.copies import VLMEVALKIT, label_version
+from workbench.data.hf_tables import json_rows
 from workbench.data.images import StoredImage, shown
 from workbench.data.specs import spec_options
+from workbench.data.vlmevalkit import benchmark_table
 from workbench.errors import DataError
-from workbench.files import sha256
 
 SPLITS = ("random", "popular", "adversarial")
 FILES = {  # SHA-256 of the authors' files (AoiDragon/POPE, 08d957b)
@@ -54,16 +55,14 @@ def pope(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
     splits = [check_choice("split of pope", name, SPLITS) for name in options["split"].split(",") if name]
     files = _files(Path(path), splits)
     rows: list[Row] = []
-    verified = bool(files)
     for split, file in files.items():
-        verified &= sha256(file) == FILES.get(split)
         rows += [
             _row(f"{file.name} row {number}", row, split, text_cell(f"{file.name} row {number}", row, "image"))
             for number, row in enumerate(json_rows(file), start=1)
         ]
     images = images_folder(path, options["images"])
     if not files:
-        table = read_table(path, "")
+        table = benchmark_table(path, "")
         check_columns(path, table, ("question", "answer", "image", "category"))
         places = images_of_table(table, "image", path, images)
         for number, (row, image) in enumerate(zip(table.remove_columns("image"), places, strict=True), start=1):
@@ -73,7 +72,10 @@ def pope(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
                 if not splits or split in splits:
                     rows.append(_row(where, row, split, image))
     labels = "RePOPE's labels" if "repope" in path.lower() else "the authors' labels"
-    version = f"{labels}, {'verified' if verified else 'unknown'} copy"
+    read: list[tuple[Path, tuple[str, ...]]] = [(file, (FILES[split],)) for split, file in files.items()] or [
+        (Path(path), VLMEVALKIT["pope"])
+    ]
+    version = label_version(labels, read)
     return benchmark_dataset(f"pope:{spec}", "pope", version, rows, images, choice)
 
 

@@ -8,6 +8,7 @@ Colors and shapes are drawn independently of each other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
@@ -51,6 +52,10 @@ SCENES = SyntheticScenes(
     radius=(10, (24, 22, 20, 18, 16, 16)),
 )
 
+COLOR = "what colour is {a} ?"
+SHAPE = "what shape is {a} ?"
+EXIST = "any {a} {b} ?"
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -83,7 +88,7 @@ def vocabulary() -> list[str]:
     """Return all words that a question or an answer can contain."""
     return sorted(
         {*COLORS, *SHAPES, *COUNTS, "yes", "no"}
-        | template_words((COUNT, _COLOR, _SHAPE, _EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y))
+        | template_words((COUNT, COLOR, SHAPE, EXIST, SIDE_X, SIDE_Y, RELATION_X, RELATION_Y))
     )
 
 
@@ -128,7 +133,11 @@ def outline(item: Placed, scale: float = 1.0) -> list[tuple[float, float]]:
 
 def draw_scene(split: str, seed: int, index: int) -> Image.Image:
     """Draw scene `index` of a split as a 112 x 112 RGB image."""
-    items = layout(split, seed, index)
+    return draw_items(split, seed, index, layout(split, seed, index))
+
+
+def draw_items(split: str, seed: int, index: int, items: Sequence[Placed]) -> Image.Image:
+    """Draw objects on the background of a scene, and with its shades and noise."""
     rng = SCENES.generator(split, seed, index, 1)
     image = _background(rng).resize((SIZE * _SCALE, SIZE * _SCALE), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
@@ -182,10 +191,6 @@ def scene_objects(items: list[Placed]) -> tuple[Object, ...]:
 
 # --- questions ------------------------------------------------------------------------------------
 
-_COLOR = "what colour is {a} ?"
-_SHAPE = "what shape is {a} ?"
-_EXIST = "any {a} {b} ?"
-
 
 def scene_samples(split: str, seed: int, index: int) -> list[Sample]:
     """Return all questions about scene `index`, in random order; the image is drawn only when it is used."""
@@ -204,8 +209,8 @@ def _count(rng: np.random.Generator, items: list[Placed]) -> list[Question]:
 
 
 def _look_up(items: list[Placed]) -> list[Question]:
-    by_shape = [Question(_COLOR.format(a=i.shape), i.color, tuple(COLORS), "colour") for i in _unique(items, "shape")]
-    by_color = [Question(_SHAPE.format(a=i.color), i.shape, SHAPES, "shape") for i in _unique(items, "color")]
+    by_shape = [Question(COLOR.format(a=i.shape), i.color, tuple(COLORS), "colour") for i in _unique(items, "shape")]
+    by_color = [Question(SHAPE.format(a=i.color), i.shape, SHAPES, "shape") for i in _unique(items, "color")]
     return by_shape + by_color
 
 
@@ -213,7 +218,7 @@ def _exist(rng: np.random.Generator, items: list[Placed]) -> list[Question]:
     present = sorted({(i.color, i.shape) for i in items})
     absent = [pair for pair in product(COLORS, SHAPES) if pair not in set(present)]
     asked = [(present[int(rng.integers(len(present)))], "yes"), (absent[int(rng.integers(len(absent)))], "no")]
-    return [Question(_EXIST.format(a=c, b=s), answer, ("yes", "no"), "exist") for (c, s), answer in asked]
+    return [Question(EXIST.format(a=c, b=s), answer, ("yes", "no"), "exist") for (c, s), answer in asked]
 
 
 def _unique(items: list[Placed], by: str) -> list[Placed]:

@@ -1,11 +1,12 @@
 """What's Up (Kamath et al. 2023, arXiv 2310.19785): spatial relations of objects in photographs; MIT.
 
-whatsup:PATH?subset=coco_one&images=FOLDER&prompts=FILE
+whatsup:PATH?subset=coco_one&images=FOLDER&prompts=FILE&options=captions
 
 PATH is the authors' file of the subset, or the folder that it is in. The subsets are `a` (on, under, left, right: 412),
 `b` (left, right, front, behind: 408), `coco_one` (2247), `coco_two` (440), `vg_one` (1160) and `vg_two` (291). The
-options are the relations of the subset. `prompts` is a file of questions in the order of the rows, such as AdaptVis's
-(JSON lines with the keys question and answer); its answers must be ours.
+options are the relations of the subset, as AdaptVis asks; with `options=captions` those of a row's captions, as the
+authors ask (in COCO and Visual Genome the true and the false one). `prompts` is a file of questions in the order of the
+rows, such as AdaptVis's (JSON lines with the keys question and answer); its answers must be ours.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
-from workbench.benchmarks.parsers import parse_relation
+from workbench.benchmarks.parsers import parse_relation, question_alone
 from workbench.data.base import DATASETS
 from workbench.data.benchmark_rows import BenchmarkDataset, Choice, Row, benchmark_dataset, check_choice
+from workbench.data.copies import copy_of, label_version
 from workbench.data.hf_tables import json_list, json_rows
 from workbench.data.images import shown
 from workbench.data.specs import path_of, spec_options
@@ -47,6 +49,14 @@ SUBSETS = {
     "vg_one": Subset("vg_qa_one_obj.json", (*SIDES, "front", "behind"), VISUAL_GENOME),
     "vg_two": Subset("vg_qa_two_obj.json", (*BESIDES, "front", "behind"), VISUAL_GENOME),
 }
+PROMPTS = {  # SHA-256 of AdaptVis's files (shiqichen17/AdaptVis, 3b41399)
+    "a": "96cc5ecc0ed899b8508596b67bfa95a8976abfaf685269b32d53be1d176bd7fc",
+    "b": "f63ed5edd55ad88dc77716fbeccb6521c5ea3b63bfdd9f837e3787d187f93a1f",
+    "coco_one": "b48b5686ecfeab2ad62a11b5b167f1ba41e16157e798c1c3d482f33e7cc18d6e",
+    "coco_two": "2ed88e73462b2660e4b59a7c8f0beedcf58551cf6574602b6d34e4d3d9bf9ffb",
+    "vg_one": "c2adb86edbe1461800268729ddeadf24bac2a7cd251e5262387849bc0d72fab3",
+    "vg_two": "9469a37098e5b69fcbc8d5c72ea5b2f60e348794f405d063af46f0bbdea01370",
+}
 OPPOSITES = {"left": "right", "on": "under", "front": "behind"}
 NAME = re.compile(r"(?P<one>.+?)_(?P<relation>on|under|left_of|right_of|in-front_of|behind)_(?P<other>.+)")
 WORDS = {"left_of": "left", "right_of": "right", "in-front_of": "front"}
@@ -60,7 +70,7 @@ def whatsup(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         DataError: no such file, a row that cannot be used, or prompts that are not those of the rows.
         UnknownNameError: a subset that What's Up does not have.
     """
-    path, options = spec_options(spec, {"subset": "", "images": "", "prompts": ""})
+    path, options = spec_options(spec, {"subset": "", "images": "", "prompts": "", "options": "subset"})
     place = path_of(path)
     name = options["subset"].lower() or next((n for n, s in SUBSETS.items() if s.file == place.name), "")
     subset = SUBSETS[check_choice("subset of whatsup", name, list(SUBSETS))]
@@ -69,15 +79,17 @@ def whatsup(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         raise DataError(f"{shown(file)} does not exist: expected the file of subset {name}")
     images = path_of(options["images"]) if options["images"] else file.parent
     read = _photographs if name in ("a", "b") else _captions
-    rows = list(read(file, subset))
+    of_captions = check_choice("options of whatsup", options["options"], ("subset", "captions")) == "captions"
+    rows = list(read(file, subset, of_captions))
+    version = label_version("the authors' labels", [(file, ())])
     if options["prompts"]:
-        rows = _with_prompts(rows, path_of(options["prompts"]))
-    return benchmark_dataset(
-        f"whatsup:{spec}", f"whatsup {name}", "the authors' labels, unknown copy", rows, images, choice
-    )
+        prompts = path_of(options["prompts"])
+        rows = _with_prompts(rows, prompts)
+        version += f", prompts of {prompts.name} ({copy_of([(prompts, (PROMPTS[name],))])})"
+    return benchmark_dataset(f"whatsup:{spec}", f"whatsup {name}", version, rows, images, choice)
 
 
-def _photographs(file: Path, subset: Subset) -> Iterator[Row]:
+def _photographs(file: Path, subset: Subset, of_captions: bool) -> Iterator[Row]:
     """Yield the rows of subsets A and B: four photographs of the same two objects, one in each relation."""
     for number, row in enumerate(json_rows(file), start=1):
         where = f"{file.name} row {number}"
@@ -89,6 +101,7 @@ def _photographs(file: Path, subset: Subset) -> Iterator[Row]:
         relation = WORDS.get(match["relation"], match["relation"])
         if relation not in subset.relations:
             raise DataError(f"{where} has the relation {relation}: expected {', '.join(subset.relations)}")
+        options = _offered(where, row, relation, subset.relations) if of_captions else subset.relations
         side = next((first for first, second in OPPOSITES.items() if relation in (first, second)), relation)
         yield Row(
             where,
@@ -96,14 +109,14 @@ def _photographs(file: Path, subset: Subset) -> Iterator[Row]:
             image.removeprefix("data/"),
             f"Where is the {one} in relation to the {other}?",
             relation,
-            subset.relations,
+            options,
             relation,
             pair=f"{one}, {other}: {side} or {OPPOSITES[side]}",
             source=f"{one}, {other}",
         )
 
 
-def _captions(file: Path, subset: Subset) -> Iterator[Row]:
+def _captions(file: Path, subset: Subset, of_captions: bool) -> Iterator[Row]:
     """Yield the rows of the subsets of COCO and Visual Genome: an image, a true and a false caption."""
     for number, row in enumerate(json_list(file), start=1):
         where = f"{file.name} row {number}"
@@ -117,7 +130,20 @@ def _captions(file: Path, subset: Subset) -> Iterator[Row]:
             name = subset.images.format(int(image))
         except (TypeError, ValueError) as error:
             raise DataError(f"{where} has the image {str(image)[:40]!r}: expected its number") from error
-        yield Row(where, f"{number}", name, question, relation, subset.relations, relation)
+        options = subset.relations
+        if of_captions:
+            offered = (relation, _relation(where, false, true, subset.relations))
+            options = tuple(one for one in subset.relations if one in offered)
+        yield Row(where, f"{number}", name, question, relation, options, relation)
+
+
+def _offered(where: str, row: Mapping[str, Any], relation: str, relations: Sequence[str]) -> tuple[str, ...]:
+    """Return the relations of the captions of a photograph, in the order of the subset."""
+    captions = row.get("caption_options")
+    named = {parse_relation(str(text), relations) for text in captions} if isinstance(captions, list) else set()
+    if relation not in named or len(named - {None}) < 2:
+        raise DataError(f"{where} has the captions {str(captions)[:60]}: expected that of {relation} and another one")
+    return tuple(one for one in relations if one in named)
 
 
 def _relation(where: str, true: str, false: str, relations: Sequence[str]) -> str:
@@ -143,7 +169,7 @@ def _objects(where: str, caption: str, relation: str) -> tuple[str, str]:
 
 
 def _with_prompts(rows: Sequence[Row], file: Path) -> list[Row]:
-    """Return the rows with the questions of a file of prompts.
+    """Return the rows with the questions of a file of prompts; a question ends at its first question mark.
 
     Raises:
         DataError: another number of prompts, or one whose answer is not that of its row.
@@ -162,5 +188,5 @@ def _with_prompts(rows: Sequence[Row], file: Path) -> list[Row]:
                 f"{shown(file.name)} row {number} has the answer {answer[:30]!r}, but {row.where} has {row.answer}:"
                 " expected the prompts in the order of the rows"
             )
-        result.append(replace(row, prompt=question))
+        result.append(replace(row, question=question_alone(question) or row.question, prompt=question))
     return result

@@ -310,13 +310,18 @@ def test_mmstar_questions_without_options_are_left_as_they_are() -> None:
 # --- What's Up and GQA ----------------------------------------------------------------------------
 
 
+LINKS = {"left_of": "to the left of", "right_of": "to the right of", "in-front_of": "in front of"}
+
+
 def whatsup_photographs(folder: Path, relations: Sequence[str], file: str) -> Path:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = []
     for number, relation in enumerate(relations):
         name = f"coffee_mug_{relation}_table"
         (folder / "images" / f"{name}.jpeg").write_bytes(png(number))
-        rows.append({"image_path": f"data/images/{name}.jpeg", "caption_options": ["right", "wrong"]})
+        order = sorted(relations, key=lambda other: other != relation)
+        captions = [f"A coffee mug {LINKS.get(other, other)} a table" for other in order]
+        rows.append({"image_path": f"data/images/{name}.jpeg", "caption_options": captions})
     (folder / file).write_text(json.dumps(rows))
     return folder
 
@@ -357,6 +362,15 @@ def test_whatsup_photographs(
     assert len({sample.pair for sample in data}) == 2
     assert data[0].pair == data[1].pair != data[2].pair == data[3].pair
     assert data.benchmark == f"whatsup {subset}"
+    of_captions = loaded(f"whatsup:{tmp_path}?subset={subset}&options=captions")
+    assert [sample.options for sample in of_captions] == [tuple(answers)] * 4
+    with pytest.raises(UnknownNameError, match="options of whatsup 'caption'"):
+        loaded(f"whatsup:{tmp_path}?subset={subset}&options=caption")
+    rows = json.loads((tmp_path / file).read_text())
+    rows[0]["caption_options"] = ["A coffee mug", "A table"]
+    (tmp_path / file).write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=rf"row 1 has the captions .*: expected that of {answers[0]} and another one"):
+        loaded(f"whatsup:{tmp_path}?subset={subset}&options=captions")
 
 
 def test_whatsup_captions_and_prompts(tmp_path: Path) -> None:
@@ -384,7 +398,13 @@ def test_whatsup_captions_and_prompts(tmp_path: Path) -> None:
     )
     data = loaded(f"whatsup:{folder}?subset=coco_two&prompts={prompts}")
     assert [sample.answer for sample in data] == ["left", "above"]
-    assert data[0].question == "Where is the cat in relation to the old dog?"
+    assert [sample.question for sample in data] == ["Where is the cat?", "lamp?"]
+    assert data.version == "the authors' labels, unknown copy, prompts of prompts.jsonl (unknown copy)"
+    assert data[0].options == ("left", "right", "above", "below")
+    both = loaded(f"whatsup:{folder}?subset=coco_two&options=captions")
+    assert both[0].question == "Where is the cat in relation to the old dog?"
+    assert [sample.options for sample in both] == [("left", "right"), ("above", "below")]
+    assert both[0].chance == 0.5
     assert data.prompts == {"1": "USER: Where is the cat?", "2": "lamp?"}
     prompts.write_text(prompts.read_text().replace("Above", "Below"))
     with pytest.raises(DataError, match=r"prompts\.jsonl row 2 has the answer 'Below', but .* row 2 has above"):

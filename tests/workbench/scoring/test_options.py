@@ -180,10 +180,10 @@ def test_what_must_be_read_is_read_once(load: Callable[[str], MLLM]) -> None:
 def test_options_that_the_model_cannot_tell_apart_are_refused(load: Callable[[str], MLLM]) -> None:
     mllm = load("llava")
     with pytest.raises(DataError, match="the options horse and zebra of a question have the same tokens in"):
-        Quiz(mllm, [[asked(0, ("red", "horse", "zebra"), 0)]], 4)
+        Quiz(mllm, [[asked(0, ("red", "horse", "zebra"), 0)]], 4).likelihoods()
     mllm.processor.tokenizer.eos_token = None
     try:
         with pytest.raises(ModelError, match="its tokenizer has no end token"):
-            Quiz(mllm, [[asked(0, ("one", "one two"), 0)]], 4)
+            Quiz(mllm, [[asked(0, ("one", "one two"), 0)]], 4).likelihoods()
     finally:
         mllm.processor.tokenizer.eos_token = "<eos>"

@@ -1,0 +1,1 @@
+"""Laptop twins: six benchmarks in their very file formats, made of the synthetic data sets; see `__main__`."""
