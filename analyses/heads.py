@@ -43,7 +43,6 @@ from workbench.spatial.within_image import Scores, Within
 from workbench.stats import null_of, paired_differences
 from workbench.vfm import VFM, load_vfm
 
-PAGE = "Heads and VFM"
 NAME = "mutual kNN"
 
 
@@ -159,7 +158,7 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
 
 
 TITLE = "Attention heads and vision foundation models (mutual kNN by layer and head)"
-ANALYSIS = Analysis("heads", TITLE, Config, run, figures, summary, PAGE, uses=vfm_inputs)
+ANALYSIS = Analysis("heads", TITLE, Config, run, figures, summary, uses=vfm_inputs)
 
 if __name__ == "__main__":
     main(ANALYSIS)

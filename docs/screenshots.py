@@ -1,6 +1,6 @@
-"""Take screenshots of the dashboard's pages; the README shows `alignment-light.png`.
+"""Take screenshots of the dashboard's pages; the README shows `home-desktop-light.png`.
 
-    python docs/screenshots.py --runs runs --out docs/images --pages alignment --themes light
+    python docs/screenshots.py --runs runs --out docs/images --pages home --themes light --widths desktop --first
 
 Needs chromium (`make browser`) and a folder with finished runs (`make demo HEADLESS=1`).
 """
@@ -19,21 +19,11 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-WIDTH = 1400  # of every screenshot, in pixels
-HEIGHTS = {
-    "runs": 1500,
-    "alignment": 830,
-    "permutation": 1700,
-    "attention": 1400,
-    "knockout": 1500,
-    "patching": 1300,
-    "tokens": 1500,
-    "logit-lens": 1700,
-    "linear-probe": 1700,
-    "dynamics": 2400,
-    "claims": 1700,
-    "scene": 1250,
-}
+PAGES = {"home": "", "models": "models", "layers": "layers", "examples": "examples", "explorer": "explorer"}
+PAGES |= {f"evidence-{part}": f"evidence?part={part}" for part in ("claims", "runs", "new", "report")}
+WIDTHS = {"desktop": 1440, "phone": 390}  # in pixels
+HEIGHT = 900  # of the first screen
+TALLEST = 8000
 CHROMIUM_FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
 CHROMIUM_FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
@@ -43,20 +33,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of runs that is shown")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="the folder for the PNG files")
-    parser.add_argument("--pages", nargs="+", choices=HEIGHTS, default=list(HEIGHTS), help="all pages by default")
+    parser.add_argument("--pages", nargs="+", choices=PAGES, default=list(PAGES), help="all pages by default")
     parser.add_argument("--themes", nargs="+", choices=("light", "dark"), default=["light", "dark"])
-    parser.add_argument("--query", default="", help="query string of every page, such as models=a&models=b")
+    parser.add_argument("--widths", nargs="+", choices=WIDTHS, default=list(WIDTHS), help="both by default")
+    parser.add_argument("--query", default="", help="query string of every page, such as b=baseline&m=viral")
+    parser.add_argument("--first", action="store_true", help="the first screen alone, not the whole page")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     with dashboard(options.runs) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
         for theme in options.themes:
-            page = browser.new_page(color_scheme=theme, device_scale_factor=1)
-            for name in options.pages:
-                page.set_viewport_size({"width": WIDTH, "height": HEIGHTS[name]})
-                page.goto(f"{address}/{name.removeprefix('runs')}?{options.query}")
-                _wait_until_drawn(page)
-                page.screenshot(path=options.out / f"{name}-{theme}.png")
+            for width in options.widths:
+                page = browser.new_page(color_scheme=theme, device_scale_factor=1)
+                for name in options.pages:
+                    path, _, query = PAGES[name].partition("?")
+                    page.set_viewport_size({"width": WIDTHS[width], "height": HEIGHT})
+                    page.goto(f"{address}/{path}?{'&'.join(filter(None, (query, options.query)))}")
+                    _wait_until_drawn(page)
+                    if not options.first:
+                        _fit(page, WIDTHS[width])
+                    page.screenshot(path=options.out / f"{name}-{width}-{theme}.png")
+                page.close()
         browser.close()
+
+
+def _fit(page: Page, width: int) -> None:
+    """Make the window as high as the page, which scrolls inside itself."""
+    height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+    page.set_viewport_size({"width": width, "height": min(TALLEST, max(HEIGHT, int(height) + 80))})
+    _wait_until_drawn(page)
 
 
 @contextmanager

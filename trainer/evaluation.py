@@ -11,6 +11,7 @@ from itertools import chain
 import pandas as pd
 import torch
 from accelerate.utils import send_to_device
+from jaxtyping import Float
 from torch.distributed.fsdp import FSDPModule
 
 from trainer import distributed
@@ -24,6 +25,10 @@ from workbench.scoring.quiz import Quiz
 from workbench.scoring.tables import accuracy_by_type
 from workbench.stats import mean_interval
 from workbench.training_folder import MEAN, SCORE_COLUMNS
+
+ANSWERS = ["id", "image_id", "category", "question", "answer", "given", "p_right", "correct", "chance"]
+"""Columns of a stored evaluation: `given` is the model's answer, `p_right` the probability that it gives `answer`, and
+`chance` one over the number of options."""
 
 
 def _batches_of_rank(numbers: Sequence[int], size: int, *, together: bool = False) -> Iterator[tuple[list[int], bool]]:
@@ -73,12 +78,13 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     counts once.
 
     Returns:
-        An evaluation whose table has one row per question: id, image_id, category, answer, correct, chance (one over
-        the number of options).
+        An evaluation whose table has one row per question: the columns `ANSWERS`. `given` is what greedy decoding
+        gives (a later token of a longer answer follows the right ones before it), and `p_right` the probability of the
+        right answer and its end among all texts.
     """
     was_training = model.training
     model.eval()
-    rows, scenes = [], data.data.scenes
+    rows, scenes, tokenizer = [], data.data.scenes, data.packer.tokenizer
     sums: list[dict[str, tuple[float, int]]] = []  # for each batch: sum of a loss, and the number that it sums over
     for indices, counts in _batches_of_rank(range(len(data)), batch_size):
         batch, device = collate(data.__getitems__(indices)), next(model.parameters()).device
@@ -89,13 +95,17 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
         sums.append({"lm_loss": (float(output.lm_loss) * tokens, tokens)})
         if output.alignment_loss is not None:
             sums[-1]["alignment_loss"] = (float(output.alignment_loss) * len(indices), len(indices))
-        token_correct = (output.logits.argmax(-1).cpu() == batch["labels"]) | (batch["labels"] == IGNORED)
+        is_answer = batch["labels"] != IGNORED
+        expected, logits = batch["labels"][is_answer], output.logits[is_answer.to(device)].float()
+        decoded = logits.argmax(-1).cpu()
+        log_p = logits.log_softmax(-1).gather(1, expected[:, None].to(device))[:, 0].cpu()
+        row_of, segment = is_answer.nonzero()[:, 0], batch["segments"][is_answer]
         for row, index in enumerate(indices):
             for number, sample in enumerate(scenes[index], start=1):
-                correct = bool(token_correct[row][batch["segments"][row] == number].all())
-                rows.append(
-                    (index, number, sample.id, sample.image_id, sample.category, sample.answer, correct, sample.chance)
-                )
+                own = (row_of == row) & (segment == number)
+                given = tokenizer.decode(decoded[own], skip_special_tokens=True).strip()
+                scored = (given, float(log_p[own].sum().exp()), bool((decoded[own] == expected[own]).all()))
+                rows.append((index, number, *_asked(sample), *scored, sample.chance))
     model.train(was_training)
     rows = [row[2:] for row in sorted(distributed.gathered(rows))]
     assert len(rows) == sum(map(len, scenes))
@@ -103,7 +113,12 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
     losses = {
         name: sum(part[name][0] for part in batches) / sum(part[name][1] for part in batches) for name in batches[0]
     }
-    return Evaluation(pd.DataFrame(rows, columns=["id", "image_id", "category", "answer", "correct", "chance"]), losses)
+    return Evaluation(pd.DataFrame(rows, columns=ANSWERS), losses)
+
+
+def _asked(sample: Sample) -> tuple[str, str, str, str, str]:
+    """Return the first columns of `ANSWERS`, those that do not depend on the model."""
+    return sample.id, sample.image_id, sample.category, sample.question, sample.answer
 
 
 def answer_questions(
@@ -121,7 +136,8 @@ def answer_questions(
         batch_size: images of a batch.
 
     Returns:
-        One row per question, with the columns of `answer_packed`.
+        One row per question: the columns `ANSWERS`. `given` is the most likely option, and `p_right` the probability of
+        the right one among the options.
     """
     tables, together = [], distributed.is_sharded()
     with _weights_outside_blocks(model):
@@ -129,12 +145,19 @@ def answer_questions(
             if counts:
                 quiz = Quiz(mllm, [scenes[n] for n in numbers], batch_size)
                 scores = quiz.logprobs()
-                answers = [sample.answer for sample in quiz.samples]
-                tables.append((numbers, quiz.scored(scores, scores).assign(answer=answers)))
+                tables.append((numbers, _answered(quiz, scores)))
     in_order = tables if together else sorted(distributed.gathered(tables), key=lambda entry: entry[0])
-    table = pd.concat([table for _, table in in_order], ignore_index=True)
-    columns = ["id", "image_id", "category", "answer", "correct", "chance"]
-    return table.rename(columns={"correct_before": "correct"})[columns]
+    return pd.concat([table for _, table in in_order], ignore_index=True)
+
+
+def _answered(quiz: Quiz, scores: Float[torch.Tensor, "question option"]) -> pd.DataFrame:
+    """Return the columns `ANSWERS` of the questions of a quiz, from the log-probabilities of their options."""
+    rows = []
+    for sample, of_sample in zip(quiz.samples, scores, strict=True):
+        right, best = sample.options.index(sample.answer), int(of_sample.argmax())
+        scored = (sample.options[best], float(of_sample[right].exp()), best == right)
+        rows.append((*_asked(sample), *scored, sample.chance))
+    return pd.DataFrame(rows, columns=ANSWERS)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -201,3 +202,20 @@ def _lock(path: Path, wait: bool) -> IO[str] | None:
 
 def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def whole_parquet(file: Path) -> bool:
+    """Return whether a file begins and ends as a parquet file does."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(4)
+            stream.seek(-4, os.SEEK_END)
+            return start == stream.read(4) == b"PAR1"
+    except OSError:
+        return False

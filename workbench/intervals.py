@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats as scipy_stats
+from scipy import special
 
 from workbench.errors import DataError
 
@@ -222,7 +222,7 @@ def bounds_of(sums: Sums, kind: Kind, level: float = 0.95) -> tuple[Moments, Bou
 
 def _score_scale(m: Moments, level: float) -> Float[np.ndarray, " column"]:
     """Return the squared quantile divided by the effective number of values, the scale of a score interval."""
-    z = scipy_stats.norm.ppf((1 + level) / 2)
+    z = special.ndtri((1 + level) / 2)
     t = _student(m, level)
     assumed = 1 + (m.clustering - 1) * np.clip(1 - np.minimum(m.events, 2 * m.tail) / FEW_EVENTS, 0, 1) ** 2
     independent = m.within * assumed
@@ -236,7 +236,7 @@ def _score_scale(m: Moments, level: float) -> Float[np.ndarray, " column"]:
     # upper bound: the spread between units is largest if the values of a unit are all equal; with a single changed
     # answer the estimate may exceed it
     largest = (
-        scipy_stats.t.ppf((1 + level) / 2, np.clip(np.where(np.isfinite(m.kish), m.kish, 2) - 1, 1, None)) ** 2 / m.kish
+        special.stdtrit(np.clip(np.where(np.isfinite(m.kish), m.kish, 2) - 1, 1, None), (1 + level) / 2) ** 2 / m.kish
     )
     return np.asarray(np.fmin(scale, np.maximum(largest, z**2 / m.kish)))
 
@@ -247,7 +247,7 @@ def _student(m: Moments, level: float) -> Float[np.ndarray, " column"]:
     The degrees of freedom are reduced if the weights of the units differ, or if the spread comes from few units.
     """
     freedom = np.clip(np.minimum(m.kish - 1, 2 * m.tail - 2), 1, None)
-    return np.asarray(scipy_stats.t.ppf((1 + level) / 2, np.where(np.isfinite(freedom), freedom, 1)))
+    return np.asarray(special.stdtrit(np.where(np.isfinite(freedom), freedom, 1), (1 + level) / 2))
 
 
 def wilson(p: Float[np.ndarray, " column"], scale: Float[np.ndarray, " column"]) -> Bounds:
@@ -271,10 +271,10 @@ def clopper_pearson(
         scale: z^2 / n, as in `wilson`; n need not be a whole number.
         level: the confidence level, which z belongs to.
     """
-    n = scipy_stats.norm.ppf((1 + level) / 2) ** 2 / scale
+    n = special.ndtri((1 + level) / 2) ** 2 / scale
     right, wrong, tail = p * n, (1 - p) * n, (1 - level) / 2
-    low = np.where(right > 0, scipy_stats.beta.ppf(tail, np.maximum(right, 1e-300), wrong + 1), 0.0)
-    return low, np.where(wrong > 0, scipy_stats.beta.ppf(1 - tail, right + 1, np.maximum(wrong, 1e-300)), 1.0)
+    low = np.where(right > 0, special.betaincinv(np.maximum(right, 1e-300), wrong + 1, tail), 0.0)
+    return low, np.where(wrong > 0, special.betaincinv(right + 1, np.maximum(wrong, 1e-300), 1 - tail), 1.0)
 
 
 def tango(
@@ -424,7 +424,7 @@ def t_interval(
     interval = partial(Interval, mean, n=n, level=level, few=n == 1 or (trials is not None and wrong < FEW_EVENTS))
     if n == 1:
         return interval(low=bounds[0], high=bounds[1])
-    error, t = array.std(ddof=1) / np.sqrt(n), scipy_stats.t.ppf((1 + level) / 2, n - 1)
+    error, t = array.std(ddof=1) / np.sqrt(n), special.stdtrit(n - 1, (1 + level) / 2)
     if not np.isfinite(bounds).all():
         low, high = np.clip([mean - t * error, mean + t * error], *bounds)
         return interval(low=float(low), high=float(high))
@@ -433,7 +433,7 @@ def t_interval(
     if np.ptp(array) <= 1e-12 * span:
         if trials is None:
             return interval(low=bounds[0], high=bounds[1])
-        scale = scipy_stats.norm.ppf((1 + level) / 2) ** 2 / trials
+        scale = special.ndtri((1 + level) / 2) ** 2 / trials
     else:
         scale = (t * error / span) ** 2 / (p * (1 - p))
     low, high = (bounds[0] + span * float(edge[0]) for edge in wilson(np.array([p]), np.array([scale])))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,12 @@ def outcome(first: Trained, second: Trained) -> Outcome:
 # --- the sentences --------------------------------------------------------------------------------
 
 
-def what_was_compared(first: Trained, second: Trained) -> str:
-    """Return the sentence that says what the two trainings share and how their recipes differ."""
+def what_was_compared(first: Trained, second: Trained, seeds: Sequence[int] = ()) -> str:
+    """Return the sentence that says what the two trainings share and how their recipes differ.
+
+    Args:
+        seeds: the seeds of all trainings, if each of the two stands for several that differ in the seed alone.
+    """
     changed = _changed(first.recipe, second.recipe)
     ways = [_way(model.recipe) for model in (first, second)]
     # without an objective, the other keys of `alignment` have no effect
@@ -183,8 +187,13 @@ def what_was_compared(first: Trained, second: Trained) -> str:
     # the seed may decide which training data are drawn
     if not same_data and not any(key.startswith("data.") or key == "seed" for key in rest):
         parts.append("the content of their training data differs")
-    shared = [words for key, words in _shared(first).items() if (same_data if key == "data" else key not in rest)]
-    trained = f"Two models were trained{' alike, ' if shared else ''}{', '.join(shared)}"
+    words_of = _shared(first)
+    if len(seeds) > 1:
+        words_of["seed"] = f"each with seeds {', '.join(map(str, seeds))}"
+    shared = [words for key, words in words_of.items() if (same_data if key == "data" else key not in rest)]
+    trained = (
+        f"Two {'recipes' if len(seeds) > 1 else 'models'} were trained{' alike, ' if shared else ''}{', '.join(shared)}"
+    )
     return (
         f"{trained}: {'; '.join(parts)}."
         if parts
@@ -280,8 +289,9 @@ def _shared(model: Trained) -> dict[str, str]:
     """Return {key of the recipe: words} for what two trainings may share; the key `data` is the content of the data."""
     recipe, record = model.recipe, model.record
     unit = "images" if recipe["model"]["kind"] == "toy" else "conversations"
+    items = f"{record['items']} " if "items" in record else ""  # not known while it is being trained
     return {
-        "data": f"on the same {record['items']} {unit} of {', '.join(recipe['data']['train'])}",
+        "data": f"on the same {items}{unit} of {', '.join(recipe['data']['train'])}",
         "optim.steps": f"for {recipe['optim']['steps']} steps",
         "seed": f"with seed {recipe['seed']}",
         "start": f"from {'random initialization' if recipe['start'] is None else recipe['start']}",

@@ -23,6 +23,7 @@ RECORD_FILE = "training.json"  # written last: a folder without it is not a fini
 RECIPE_FILE = "recipe.yaml"  # written first
 LOG_FILE = "training.parquet"  # rewritten with every new row
 EVALUATION_FILE = "evaluation.parquet"
+ACCURACY_FILE = "accuracy.parquet"
 BEST, BEST_FILE = "best", "best.json"  # folder of the model with the highest validation score; its step and score
 MEAN = "mean of types"
 BEST_ROW = ", best checkpoint"  # follows the name of a variant in a sweep's table, in the row of its best checkpoint

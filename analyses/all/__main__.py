@@ -21,10 +21,9 @@ from typing import Any
 from workbench.analysis import report
 from workbench.analysis.declaration import Analysis, DataOptions, Where
 from workbench.analysis.discover import analysis_names, load_analyses, load_analysis, words_of
-from workbench.analysis.execution import execute
+from workbench.analysis.execution import chosen_data, execute
 from workbench.claims.shown import newest
 from workbench.cli import ConfigFile, changed_flags, command, parse_with_file
-from workbench.data import load_data
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
 from workbench.mllm.load import load_config
@@ -66,7 +65,7 @@ def main(argv: list[str]) -> None:
     if budget.report.is_dir():
         example = budget.report / "report.html"
         raise ConfigError(f"report is {budget.report}, a folder: expected a file such as {example}")
-    data = load_data(budget.data, limit=budget.limit, seed=budget.data_seed)
+    data = chosen_data(budget.data, budget.limit, budget.data_seed, budget.ids)
     if not budget.only and not isinstance(data, BenchmarkDataset):
         names = [name for name in names if not load_analysis(name).benchmarks]
     sections, failed = [], False
@@ -129,6 +128,7 @@ def _section(name: str, budget: Budget, models: Mapping[str, str]) -> tuple[repo
             where = Where(**options | {"model": (word,)} | ({"revision": None} if is_folder(model) else {}))
             words = [*words_of(name), "--model", word, *changed_flags(config), "--output_dir", str(budget.output_dir)]
             words += ["--revision", where.revision] if where.revision else []
+            words += ["--ids", str(where.ids)] if where.ids else []
             runs |= execute(analysis, config, where, words)
             commands.append(words)
         except WorkbenchError as error:

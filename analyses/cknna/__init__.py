@@ -46,8 +46,6 @@ from workbench.spatial.within_image import GridFeatures, Scores, Within, read_by
 from workbench.stats import null_of
 from workbench.vfm import OWN, VFM, load_vfm
 
-PAGE = "Alignment"
-
 
 def run(config: Config, context: Context) -> Result:
     """Score every layer of the model against every VFM, or against every chosen layer of it."""
@@ -168,4 +166,4 @@ def _compare_chunk(
 
 TITLE = "Layer-wise alignment with vision foundation models (CKNNA and other metrics)"
 # version 3: neighbors in float64, ties broken at random, intervals with their stated coverage
-ANALYSIS = Analysis("cknna", TITLE, Config, run, figures, summary, PAGE, version=3, uses=vfm_inputs)
+ANALYSIS = Analysis("cknna", TITLE, Config, run, figures, summary, version=3, uses=vfm_inputs)

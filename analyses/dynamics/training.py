@@ -6,10 +6,10 @@ from pathlib import Path
 
 from analyses.dynamics.options import Config
 from workbench.errors import RunError
+from workbench.files import sha256
 from workbench.mllm.residual import FILE as RESIDUAL_FILE
 from workbench.models import did_you_mean
 from workbench.training_folder import LOG_FILE, Checkpoint, checkpoints, training_log, training_record
-from workbench.weights.fetch import sha256
 
 
 def earlier_checkpoints(folder: Path) -> list[Checkpoint]:

@@ -48,7 +48,6 @@ from workbench.errors import DataError
 from workbench.vfm import OWN, load_vfm
 
 log = logging.getLogger(__name__)
-PAGE = "Linear probe"
 
 
 def run(config: Config, context: Context) -> Result:
@@ -97,7 +96,6 @@ ANALYSIS = Analysis(
     run,
     figures,
     summary,
-    PAGE,
     version=2,
     uses=vfm_inputs,
 )

@@ -31,8 +31,6 @@ from workbench.analysis.chunks import joined
 from workbench.analysis.declaration import Analysis, Context, Result
 from workbench.capture.hidden_states import check_layers
 
-PAGE = "Logit lens"
-
 
 def run(config: Config, context: Context) -> Result:
     """Apply the lens to the layers, score tokens on objects and background, and store word maps of a few images."""
@@ -63,6 +61,5 @@ ANALYSIS = Analysis(
     run,
     figures,
     summary,
-    PAGE,
     version=2,
 )

@@ -23,8 +23,8 @@ from workbench.data import Dataset, Sample
 from workbench.errors import DataError, UnknownNameError
 from workbench.mllm import MLLM
 from workbench.scoring.questions import questions_of
-from workbench.scoring.quiz import Quiz
-from workbench.scoring.tables import change_by_type, counts_by_type, kl_divergence
+from workbench.scoring.quiz import Quiz, kl_divergence
+from workbench.scoring.tables import change_by_type, counts_by_type
 from workbench.training_folder import MEAN
 
 

@@ -97,7 +97,7 @@ def test_listing_runs_does_not_import_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, workbench.runs, workbench.figures, workbench.dashboard.runs_page; print('torch' in sys.modules)"
+    code = "import sys, workbench.runs, workbench.figures, workbench.dashboard.home; print('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"

@@ -22,9 +22,9 @@ from trainer.sweep.spec import Sweep
 from workbench import demo
 from workbench.cli import parse
 from workbench.dashboard import live
-from workbench.dashboard.folders import files_below
 from workbench.demo import Children, Config, Progress, Stage, children, stages
 from workbench.errors import RunError
+from workbench.overview.models import files_below
 from workbench.package_files import RECIPES, SWEEPS
 
 GOOD, BAD = ("-c", "print('done')"), ("-c", "raise SystemExit(3)")
@@ -252,33 +252,32 @@ def test_the_page_shows_what_runs_and_what_is_to_come(
         ),
         os.getpid(),
     ).write(tmp_path)
-    app = open_page("runs", tmp_path, monkeypatch)
-    (said,) = [markdown.value for markdown in app.markdown]
+    app = open_page("home", tmp_path, monkeypatch)
+    said = "\n".join(markdown.value for markdown in app.markdown)
     assert "a: 7 s" in said
     assert "b: since 03:04:05 UTC" in said
     assert "c: still to come" in said
     assert not [w for w in app.warning if "interrupted" in w.value]
-    assert app.multiselect(key="models").value == ["baseline"]
-    assert app.dataframe[0].value["state"].tolist() == ["at step 4 of 12"]
+    assert app.selectbox(key="b").value == "baseline"
     seen = live.contents(tmp_path)
     half_trained(runs_folder / "viral", tmp_path / "viral", 2)
     assert live.contents(tmp_path) != seen
     app.run()  # as the fragment does, without a click: what is new is chosen
-    assert app.multiselect(key="models").value == ["baseline", "viral"]
-    assert app.dataframe[0].value["state"].tolist() == ["at step 4 of 12", "at step 2 of 12"]
-    half_trained(runs_folder / "baseline", tmp_path / "baseline", 99)
-    app.run()
-    assert app.multiselect(key="curves").value == ["lm_loss", "accuracy/mean"]
+    assert app.multiselect(key="m").value == ["viral"]
+    assert "viral also learns" in "\n".join(m.value for m in app.markdown)
+    assert app.get("plotly_chart")  # the curves so far
+    table = open_page("models", tmp_path, monkeypatch).dataframe[0].value
+    assert table["state"].tolist() == ["at step 4 of 12", "at step 2 of 12"]
 
 
 def test_the_page_leaves_a_choice_alone(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("baseline", "viral"):
         half_trained(runs_folder / name, tmp_path / name, 3)
-    app = open_page("runs", tmp_path, monkeypatch)
-    app.multiselect(key="models").set_value(["viral"]).run()
+    app = open_page("home", tmp_path, monkeypatch)
+    app.multiselect(key="m").set_value([]).run()
     half_trained(runs_folder / "baseline", tmp_path / "a_third", 3)
     app.run()
-    assert app.multiselect(key="models").value == ["viral"]
+    assert app.multiselect(key="m").value == []
 
 
 def test_a_half_written_file_does_not_break_the_page(
@@ -292,12 +291,13 @@ def test_a_half_written_file_does_not_break_the_page(
     (tmp_path / demo.PROGRESS_FILE).write_text('{"stages": [')
     hidden = tmp_path / ".cknna-0123456789ab.x1y2z3w4"  # a run that is being written
     shutil.copytree(next(runs_folder.glob("cknna-*")), hidden)
-    app = open_page("runs", tmp_path, monkeypatch)
-    app.multiselect(key="models").set_value(["baseline", "viral"]).run()
-    assert not app.exception
-    assert app.dataframe[0].value["model"].tolist() == ["baseline"]
-    assert [warning.value for warning in app.warning if warning.value.startswith("The log of viral cannot be read")]
-    assert any("No analysis is stored yet" in info.value for info in app.info)
+    for page in ("home", "models", "layers", "examples", "evidence"):
+        open_page(page, tmp_path, monkeypatch)
+    table = open_page("models", tmp_path, monkeypatch).dataframe[0].value
+    assert table["key"].tolist() == ["baseline", "viral"]
+    assert table["state"].tolist() == ["at step 4 of 12", "at step 0"]
+    runs = open_page("evidence", tmp_path, monkeypatch, part="runs")
+    assert any("No analysis is stored yet" in info.value for info in runs.info)
 
 
 def test_a_folder_that_goes_while_it_is_looked_into_does_not_break_the_page(
@@ -318,18 +318,14 @@ def test_a_folder_that_goes_while_it_is_looked_into_does_not_break_the_page(
     assert [file.name for file in files_below(tmp_path, "training.*")] == ["training.parquet"]
     assert len(went) == 1
     (tmp_path / "baseline" / "final").mkdir()
-    assert open_page("runs", tmp_path, monkeypatch).multiselect(key="models").value == ["baseline"]
+    assert open_page("home", tmp_path, monkeypatch).selectbox(key="b").value == "baseline"
     assert len(went) == 2
 
 
 def test_two_finished_models_are_compared_in_words(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = open_page("runs", runs_folder, monkeypatch)
-    (said,) = [info.value for info in app.info]
-    assert "viral also learns to make its visual tokens resemble" in said
-    assert "viral minus baseline is" in said
-    assert "trained only once" in said
-    app.multiselect(key="models").set_value(["viral"]).run()
-    assert not app.info
+    text = "\n".join(element.value for element in open_page("home", runs_folder, monkeypatch).markdown)
+    assert "viral also learns to make its visual tokens resemble" in text
+    assert "One training each" in text
 
 
 @pytest.mark.browser
@@ -347,8 +343,10 @@ def test_the_page_fills_itself_in_a_real_browser(runs_folder: Path, tmp_path: Pa
         half_trained(runs_folder / "baseline", tmp_path / "baseline", 3)
         expect(page.get_by_text("analyses: still to come")).to_be_visible(timeout=60_000)
         half_trained(runs_folder / "viral", tmp_path / "viral", 3)
-        expect(page.get_by_role("button", name="Remove viral")).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("baseline vs viral")).to_be_visible(timeout=60_000)
         # the browser reads plotly first
-        expect(page.locator(".js-plotly-plot .legendtext").get_by_text("viral").first).to_be_visible(timeout=180_000)
+        expect(page.locator(".js-plotly-plot .annotation-text").get_by_text("viral").first).to_be_visible(
+            timeout=180_000
+        )
         assert page.locator("[data-testid=stException]").count() == 0
         browser.close()

@@ -21,7 +21,6 @@ from workbench import plugins as module
 from workbench.analysis.declaration import Where
 from workbench.analysis.discover import analysis_names, load_analyses, load_analysis, words_of
 from workbench.analysis.execution import execute
-from workbench.dashboard.shell import analysis_pages
 from workbench.data import DATASETS, load_data
 from workbench.errors import PluginError, UnknownNameError
 from workbench.metrics import METRICS, alignment_matrix
@@ -233,7 +232,6 @@ def test_our_names_stay_ours(site: Path, caplog: pytest.LogCaptureFixture) -> No
 
 def test_analyses_of_plugins_are_listed_and_named(site: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert analysis_names()[-3:] == ["acme_scores", "acme_broken", "acme_wrong"]
-    assert analysis_pages()["acme_scores"] == "Acme scores"
     with caplog.at_level(logging.WARNING):
         loaded = load_analyses()
     assert "acme_scores" in loaded

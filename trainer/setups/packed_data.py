@@ -214,7 +214,7 @@ class PackedDataset(torch.utils.data.Dataset):
     def __init__(
         self, data: Dataset, packer: Packer, inputs: Features, targets: dict[str, Features] | None = None
     ) -> None:
-        self.data, self.inputs, self.targets = data, inputs, targets
+        self.data, self.packer, self.inputs, self.targets = data, packer, inputs, targets
         self.packed = [packer(scene) for scene in data.scenes]
 
     def __len__(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,6 +15,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from workbench.analysis.chunks import Chunk, Chunks, Part, chunked, identity, origin_of
+from workbench.analysis.discover import paragraphs
 from workbench.data import Dataset
 from workbench.devices import check_device
 from workbench.mllm import MLLM
@@ -63,6 +63,8 @@ class Where:
     """Folders or hub ids of one or more models; NAME=FOLDER gives a model the name NAME."""
     output_dir: Path = Path("runs")
     """Folder in which results are stored; a stored result is not computed again."""
+    ids: Path | None = None
+    """File with ids of questions, one a line, such as the dashboard's Examples page writes; only these are asked."""
     batch_size: Annotated[int, Ge(1)] = 32
     """Number of images in one forward pass."""
     device: str = "auto"
@@ -164,8 +166,6 @@ class Analysis:
         run: (config, context) -> Result, for one model.
         figures: {label: run} -> {title: figure}.
         summary: {label: run} -> the table that the command prints.
-        page: short title of its page if that is not its name; the module must have it in a line `PAGE = "..."`, which
-            the navigation reads without importing the module.
         benchmarks: whether it is meant for benchmarks; `analyses.all` runs it on other data sets only by name.
         version: increase it when the same config gives other numbers than before.
         uses: config -> {name: identity} of everything else that the numbers depend on, such as a VFM's weights.
@@ -180,16 +180,10 @@ class Analysis:
     run: Callable[[Any, Context], Result]
     figures: Figures
     summary: Callable[[Mapping[str, Run]], pd.DataFrame]
-    page: str = ""
     benchmarks: bool = False
     version: int = 1
     uses: Callable[[Any], Mapping[str, str]] = field(default=lambda config: {})
     beside: Callable[[Any, str], Mapping[str, str]] = field(default=lambda config, model: {})
-
-    @property
-    def heading(self) -> str:
-        """The short title of its page."""
-        return self.page or self.name.replace("_", " ").capitalize()
 
     @property
     def explanation(self) -> list[str]:
@@ -197,10 +191,4 @@ class Analysis:
 
         The first one is the question that the analysis answers. Formulas stay indented.
         """
-        text = inspect.getdoc(import_module(self.run.__module__)) or self.title
-        paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", text)]
-        return [
-            part if part.startswith("    ") else " ".join(part.split())
-            for part in paragraphs
-            if not part.strip().startswith("python -m")
-        ]
+        return paragraphs(inspect.getdoc(import_module(self.run.__module__)) or self.title)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import re
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +37,23 @@ def analysis_commands() -> list[str]:
 def analysis_names() -> list[str]:
     """Return the names of all analyses, those of plugins last, whether they can be loaded or not."""
     return [*analysis_files(), *(name for name in plugins(GROUP) if name not in analysis_files())]
+
+
+def opening(name: str) -> list[str]:
+    """Return the paragraphs of an analysis's docstring (see `paragraphs`) without importing it; [] for a plugin."""
+    file = analysis_files().get(name)
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) if file is not None else None
+    return paragraphs(text or "")
+
+
+def paragraphs(text: str) -> list[str]:
+    """Return the paragraphs of a docstring without its example commands; formulas stay indented."""
+    parts = [part.strip("\n") for part in re.split(r"\n\s*\n", text)]
+    return [
+        part if part.startswith("    ") else " ".join(part.split())
+        for part in parts
+        if part.strip() and not part.strip().startswith("python -m")
+    ]
 
 
 def load_analysis(name: str) -> Any:

@@ -15,6 +15,7 @@ from workbench import runs
 from workbench.analysis.chunks import Chunks, RunStoredError
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result, Where
 from workbench.data import Dataset, load_data
+from workbench.data.base import read_ids
 from workbench.errors import ConfigError
 from workbench.files import check_can_make
 from workbench.hashing import libraries
@@ -38,7 +39,7 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
     check_revision(models, where.revision)
     beside = {name: dict(analysis.beside(config, name)) for name in models.values()}
     check_can_make(where.output_dir)
-    data = load_data(config.data, limit=config.limit, seed=config.data_seed)
+    data = chosen_data(config.data, config.limit, config.data_seed, where.ids)
     ranks, results = Ranks.here(), {}
     if where.device_map is not None and ranks.count > 1:
         raise ConfigError(
@@ -61,6 +62,13 @@ def execute(analysis: Analysis, config: DataOptions, where: Where, argv: list[st
         # the model may have had another name when the run was stored
         results[label] = dataclasses.replace(stored, record=stored.record | {"label": label, "model": name})
     return results
+
+
+def chosen_data(spec: str, limit: int | None, seed: int, ids: Path | None = None) -> Dataset:
+    """Load a data set, or the questions of it that a file with ids names, about at most `limit` images."""
+    if ids is None:
+        return load_data(spec, limit=limit, seed=seed)
+    return load_data(spec, seed=seed).only(read_ids(ids), limit)
 
 
 @dataclass(frozen=True)

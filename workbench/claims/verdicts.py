@@ -21,8 +21,9 @@ from workbench.claims.measures import MEASURES, NoNumber, Number
 from workbench.claims.rules import FILE, Claim, Ledger, parse_ledger
 from workbench.claims.trained import Trained
 from workbench.errors import RunError, WorkbenchError, one_line
+from workbench.intervals import t_interval
+from workbench.paired import holm
 from workbench.runs import checkout, file_at, has_commit
-from workbench.stats import holm, t_interval
 
 REPRODUCED, CONTRADICTED, NOT_SHOWN, NOT_TESTABLE = "reproduced", "contradicted", "not shown", "not testable here"
 MISSING, REFUSED = "no runs yet", "refused"

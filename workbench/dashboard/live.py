@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import streamlit as st
 
-from workbench.dashboard.folders import files_below, runs_root
+from workbench.dashboard.folders import runs_root
+from workbench.dashboard.site import Site
 from workbench.demo import PROGRESS_FILE, Progress, Stage
+from workbench.overview.models import files_below
 from workbench.runs import RUN_FILE
 from workbench.training_folder import LOG_FILE, RECORD_FILE
 
-T = TypeVar("T")
 SECONDS = 3.0  # between two checks of the folder, at least
 SHARE = 0.05  # of the time, at most, is spent on checks where the folder is large
 MARKS = {
@@ -58,20 +57,6 @@ def contents(root: Path) -> frozenset[tuple[str, int]]:
     return frozenset(changes)
 
 
-def follow(key: str, default: Sequence[T]) -> Sequence[T] | None:
-    """Let the default of the multiselect `key` follow the runs folder until the user changes the widget.
-
-    Returns:
-        The value for the widget's argument `default`; None where its value is set here.
-    """
-    before = st.session_state.get(f"{key}-default")
-    st.session_state[f"{key}-default"] = list(default)
-    if before is None or before == list(default) or st.session_state.get(key) != before:
-        return default
-    st.session_state[key] = list(default)
-    return None
-
-
 def demo() -> bool:
     """Draw the stages of a demo, if this folder has one, and return whether the demo is running."""
     progress = Progress.read(runs_root())
@@ -101,3 +86,8 @@ def _stage_text(stage: Stage) -> str:
         "stopped": "interrupted",
     }
     return f"{stage.title}: {details[stage.state]}"
+
+
+def unfinished(site: Site) -> bool:
+    """Return whether one of the chosen models is still being trained."""
+    return any(site.models.by_key[key].state == "training" for key in site.chosen)

@@ -1,59 +1,63 @@
-"""The frame of the dashboard: page settings, navigation, and errors shown as one sentence."""
+"""The frame of the dashboard: page settings, navigation, the choice of models, and errors in one sentence."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 import streamlit as st
 
-from workbench.analysis.discover import analysis_files, analysis_names
+from workbench.dashboard.glossary import glossary_popover
+from workbench.dashboard.site import Site, choose_models, complaints, plain, read_site
 from workbench.errors import WorkbenchError
+from workbench.figures import colored
+
+# each is a module with `page(site)`, imported when it is opened, and its title
+PAGES = {name: name.capitalize() for name in ("home", "models", "layers", "examples", "explorer", "evidence")}
+STYLE = """<style>
+[data-testid=stMainBlockContainer] {padding: 4.2rem 2rem 3rem; max-width: 1500px}
+h1 {font-size: 1.75rem !important; padding-bottom: .7rem !important}
+h2 {font-size: 1.3rem !important; padding: .1rem 0 .3rem !important}
+h3 {font-size: 1.08rem !important; padding: .5rem 0 .5rem !important}
+[data-testid=stVerticalBlock] {gap: .7rem}
+@media (max-width: 640px) {
+  [data-testid=stMainBlockContainer] {padding: 3.6rem .8rem 2rem}
+  h1 {font-size: 1.35rem !important}
+}
+</style>"""
 
 
-def show() -> None:
-    """Draw the page of the current address; a `WorkbenchError` is shown as one sentence, without a traceback."""
-    st.set_page_config(page_title="VIRAL Workbench", page_icon="👁", layout="wide")
-    from workbench.dashboard import runs_page
+def show(first: str = "home") -> None:
+    """Draw the page of the current address; a `WorkbenchError` is shown as one sentence, without a traceback.
 
-    pages = [st.Page(runs_page.page, title="Runs", url_path="runs", default=True)]
-    for name, title in analysis_pages().items():
-        pages.append(st.Page(partial(_analysis, name), title=title, url_path=title.lower().replace(" ", "-")))
-    pages += [st.Page(_claims, title="Claims", url_path="claims"), st.Page(_scene, title="Scene", url_path="scene")]
-    chosen = st.navigation(pages)
-    st.html("<style>[data-testid=stMainBlockContainer] {padding-top: 2.5rem}</style>")
-    try:
-        chosen.run()
-    except WorkbenchError as error:
-        st.error(str(error))
-
-
-def _analysis(name: str) -> None:
-    from workbench.dashboard.analysis_page import page  # imports torch, which the first page does not need
-
-    page(name)
-
-
-def _claims() -> None:
-    from workbench.dashboard.claims_page import page
-
-    page()
-
-
-def _scene() -> None:
-    from workbench.dashboard.scene_page import page
-
-    page()
-
-
-def analysis_pages() -> dict[str, str]:
-    """Return {name: page title} of every analysis, without importing them, which would take seconds.
-
-    The title is read from the line `PAGE = "..."` of the analysis's file. The title of a plugin's page is its name.
+    Args:
+        first: the page of an address without a path.
     """
-    files, titles = analysis_files(), {}
-    for name in analysis_names():
-        text = files[name].read_text(encoding="utf-8") if name in files else ""
-        title = re.search(r'^PAGE = "([^"]+)"$', text, re.M)
-        titles[name] = title[1] if title else name.replace("_", " ").capitalize()
-    return titles
+    st.set_page_config(page_title="VIRAL Workbench", page_icon="👁", layout="wide")
+    site = read_site()
+    site.pages = {
+        name: st.Page(_page(name, site), title=title, url_path=name, default=name == first)
+        for name, title in PAGES.items()
+    }
+    chosen = st.navigation(list(site.pages.values()), position="top")
+    st.html(STYLE)
+    try:
+        left, right = st.columns([4, 1], vertical_alignment="bottom")
+        with left:
+            choose_models(site)
+        with right:
+            glossary_popover()
+        complaints()
+        with colored(site.colors):
+            chosen.run()
+    except WorkbenchError as error:
+        st.error(plain(error))
+
+
+def _page(name: str, site: Site) -> Callable[[], None]:
+    return partial(_draw, name, site)
+
+
+def _draw(name: str, site: Site) -> None:
+    import_module(f"workbench.dashboard.{name}").page(site)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -15,7 +17,7 @@ from PIL import Image
 from workbench.data.images import StoredImage
 from workbench.data.images import upright_rgb as upright_rgb
 from workbench.data.selection import subset as subset
-from workbench.errors import DataError, UnknownNameError
+from workbench.errors import DataError, UnknownNameError, one_line
 from workbench.registry import Registry
 
 IMAGE_MARK = "\ufdd0"  # where an image stands within a question; a Unicode noncharacter, so it occurs in no text
@@ -228,6 +230,28 @@ class Dataset:
     def __getitem__(self, index: int) -> Sample:
         return self.samples[index]
 
+    def only(self, ids: Collection[str], limit: int | None = None) -> Dataset:
+        """Return the questions with these ids, in the order of the data set, about at most `limit` images.
+
+        Raises:
+            DataError: it has no question with one of the ids.
+        """
+        wanted = set(ids)
+        samples = [sample for sample in self.samples if sample.id in wanted]
+        if unknown := sorted(wanted - {sample.id for sample in samples}):
+            raise DataError(
+                f"{len(unknown)} of {len(wanted)} ids are not in data set '{self.name}', first {unknown[0]!r}: expected"
+                " ids of its questions"
+            )
+        images = set(list(dict.fromkeys(sample.image_id for sample in samples))[:limit])
+        chosen = copy(self)
+        for name in ("fingerprint", "vocabulary", "conversations", "scenes"):
+            chosen.__dict__.pop(name, None)
+        chosen.samples = [sample for sample in samples if sample.image_id in images]
+        chosen._fingerprint = lambda: content_hash("ids", self.fingerprint, *(sample.id for sample in chosen.samples))
+        chosen.name, chosen.origin = f"{self.name}, {len(chosen.samples)} chosen questions", self.origin
+        return chosen
+
     @cached_property
     def vocabulary(self) -> set[str]:
         """All words of the questions and answers."""
@@ -363,6 +387,23 @@ def load_data(
         raise DataError(f"limit is {limit}: expected at least 1 image")
     loader = DATASETS.get(name)
     return loader(rest, limit=limit, seed=seed, draw=draw, decode=decode)
+
+
+def read_ids(file: Path) -> list[str]:
+    """Read ids of questions, one a line; empty lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, or has no ids.
+    """
+    try:
+        ids = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file} cannot be read ({one_line(error, 100)}): expected ids of questions, one a line"
+        ) from error
+    if not ids:
+        raise DataError(f"{file} has no ids: expected ids of questions, one a line")
+    return ids
 
 
 def content_hash(*parts: object) -> str:

@@ -15,8 +15,7 @@ from workbench.data.base import content_hash
 from workbench.data.image_files import walk
 from workbench.data.images import LFS, shown
 from workbench.errors import DataError
-from workbench.files import cache_folder
-from workbench.weights.fetch import sha256
+from workbench.files import cache_folder, sha256
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}

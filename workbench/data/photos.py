@@ -52,7 +52,7 @@ from workbench.data.scenes import (
 from workbench.data.sources import Source, source_folder
 from workbench.data.specs import path_of
 from workbench.errors import DataError
-from workbench.weights.fetch import sha256
+from workbench.files import sha256
 
 log = logging.getLogger(__name__)
 SIZE = 224  # pixels

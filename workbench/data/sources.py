@@ -17,9 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from workbench.errors import DataError, PackageError
-from workbench.files import atomic_folder, cache_folder
+from workbench.files import atomic_folder, cache_folder, sha256
 from workbench.packages import unpack_deb, unpack_wheel
-from workbench.weights.fetch import sha256
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,8 @@
 """The plotly template and the kinds of charts that several analyses share."""
 
 from workbench.figures.charts import accuracy_by_type, bars, points
+from workbench.figures.colors import colored, model_colors
+from workbench.figures.compared import LINES, difference_dots, layer_curves_named, layer_heat, layer_strip, named_curves
 from workbench.figures.layers import difference_curves, layer_curves, name_final_norm, with_ceilings
 from workbench.figures.maps import Overlay, WordMap, layered_overlays, overlays, word_maps
 from workbench.figures.score_maps import head_maps, head_maps_of, matrix_maps
@@ -14,6 +16,7 @@ from workbench.figures.template import (
     html_figure,
     javascript,
     new_figure,
+    plain_name,
     translucent,
 )
 from workbench.figures.training import step_curves, step_differences, training_curves
@@ -23,23 +26,32 @@ __all__ = [
     "DASHES",
     "EXPORT",
     "GRAY",
+    "LINES",
     "Figure",
     "Overlay",
     "WordMap",
     "accuracy_by_type",
     "bars",
+    "colored",
     "difference_curves",
+    "difference_dots",
     "grid_keys",
     "head_maps",
     "head_maps_of",
     "html_figure",
     "javascript",
     "layer_curves",
+    "layer_curves_named",
+    "layer_heat",
+    "layer_strip",
     "layered_overlays",
     "matrix_maps",
+    "model_colors",
     "name_final_norm",
+    "named_curves",
     "new_figure",
     "overlays",
+    "plain_name",
     "points",
     "step_curves",
     "step_differences",

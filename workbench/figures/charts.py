@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures.template import COLORS, GRAY, error_bars, new_figure
+from workbench.figures.colors import color_of
+from workbench.figures.template import GRAY, error_bars, new_figure
 
 
 def bars(table: pd.DataFrame, *, x: str, y: str, by: str = "model") -> go.Figure:
@@ -26,7 +27,7 @@ def bars(table: pd.DataFrame, *, x: str, y: str, by: str = "model") -> go.Figure
             name=name,
             error_y=error_bars(part),
             customdata=part[["low", "high", "n_images"]],
-            marker={"color": COLORS[number % len(COLORS)]},
+            marker={"color": color_of(name, number)},
             hovertemplate="%{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images",
         )
     figure.add_hline(y=0, line={"color": GRAY, "dash": "dot", "width": 1.5})
@@ -65,7 +66,7 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
             error_y=error,
             text=table["category"],
             hovertemplate=hover,
-            marker={"color": COLORS[number % len(COLORS)], "size": 8},
+            marker={"color": color_of(name, number), "size": 8},
             customdata=table[["low", "high", "n_images"]].assign(few=few),
         )
     x = list(range(len(categories)))
@@ -101,7 +102,7 @@ def points(table: pd.DataFrame, *, y: str, title: str) -> go.Figure:
             "width": 3,
             "thickness": 1.5,
         }
-        marker = {"color": COLORS[number % len(COLORS)], "size": 8}
+        marker = {"color": color_of(model, number), "size": 8}
         hover = "%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images<extra></extra>"
         custom = part[["low", "high", "n_images"]]
         figure.add_scatter(

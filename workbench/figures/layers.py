@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from workbench.figures.template import COLORS, DASHES, GRAY, band, error_bars, new_figure, translucent
+from workbench.figures.colors import color_of
+from workbench.figures.template import DASHES, GRAY, band, error_bars, new_figure, translucent
 
 
 def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance (null mean to 95 %)") -> go.Figure:
@@ -26,7 +27,7 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
     models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind]))
     for (model, name), part in curves.groupby(["model", kind], sort=False):
         part = part.sort_values("layer")
-        color, dash = COLORS[models.index(model) % len(COLORS)], DASHES[kinds.index(name) % len(DASHES)]
+        color, dash = color_of(model, models.index(model)), DASHES[kinds.index(name) % len(DASHES)]
         label = f"{model} · {name}"
         band(figure, part["layer"], part["low"], part["high"], translucent(color, 0.16), label)
         hover = "%{y:.3f}  [%{customdata[0]:.3f}, %{customdata[1]:.3f}]  n=%{customdata[2]}"
@@ -52,7 +53,7 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
         figure.add_hline(y=0, line={"color": GRAY, "dash": "dot", "width": 1.5})
         if "to_chance" in curves:
             _level(figure, curves, "to_chance", "answers at chance")
-    _layer_axis(figure, curves["layer"])
+    layer_axis(figure, curves["layer"])
     return figure
 
 
@@ -81,7 +82,7 @@ def with_ceilings(figure: go.Figure, ceilings: pd.DataFrame, *, name: str) -> go
     return figure
 
 
-def _layer_axis(figure: go.Figure, layers: pd.Series) -> None:
+def layer_axis(figure: go.Figure, layers: pd.Series) -> None:
     """Put a tick at each layer, or at every fourth if there are more than 16; layer -1 is the vision encoder."""
     step = 1 if layers.max() <= 16 else 4
     figure.update_xaxes(dtick=step)
@@ -141,7 +142,7 @@ def difference_curves(curves: pd.DataFrame, *, y: str, kind: str | None = None) 
     models, kinds = list(dict.fromkeys(curves["model"])), list(dict.fromkeys(curves[kind])) if kind else []
     for key, part in curves.groupby(["model", kind] if kind else ["model"], sort=False):
         part, label = part.sort_values("layer"), " · ".join(map(str, key))
-        color = COLORS[(models.index(key[0]) + 1) % len(COLORS)]
+        color = color_of(key[0], models.index(key[0]) + 1)
         dash = DASHES[kinds.index(key[1]) % len(DASHES)] if kind else DASHES[0]
         band(figure, part["layer"], part["low"], part["high"], translucent(color, 0.16), label)
         figure.add_scatter(
@@ -161,5 +162,5 @@ def difference_curves(curves: pd.DataFrame, *, y: str, kind: str | None = None) 
             ),
         )
     figure.add_hline(y=0, line={"color": GRAY, "dash": "dot", "width": 1.5})
-    _layer_axis(figure, curves["layer"])
+    layer_axis(figure, curves["layer"])
     return figure

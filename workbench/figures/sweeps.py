@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from pandas.api.types import is_numeric_dtype
 from plotly.subplots import make_subplots
 
+from workbench.figures.colors import color_of
 from workbench.figures.template import COLORS, DASHES, GRAY
 from workbench.training_folder import BEST_ROW
 
@@ -77,7 +78,7 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
             part = table[(table["variant"] == variant) & table[names[0]].notna()].sort_values(key)
             if part.empty:
                 continue
-            color = COLORS[trained.index(variant.removesuffix(BEST_ROW)) % len(COLORS)]
+            color = color_of(variant.removesuffix(BEST_ROW), trained.index(variant.removesuffix(BEST_ROW)))
             dash = DASHES[variant.endswith(BEST_ROW)]
             shift = (number - (len(variants) - 1) / 2) * apart
             score, low, high = (part[name].replace([np.inf, -np.inf], np.nan) for name in names)

@@ -40,6 +40,11 @@ def new_figure(**layout: object) -> go.Figure:
     return go.Figure(layout={"template": "workbench", **layout})
 
 
+def plain_name(name: str) -> str:
+    """Return a name in which plotly sees no markup."""
+    return name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def translucent(color: str, alpha: float) -> str:
     """Return the color `#rrggbb` with an alpha from 0 to 1, for bands."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))

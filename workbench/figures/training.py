@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from workbench.figures.colors import color_of
 from workbench.figures.template import COLORS, GRAY, band, error_bars, new_figure, translucent
 
 
@@ -23,7 +24,7 @@ def training_curves(logs: dict[str, pd.DataFrame], measure: str) -> go.Figure:
                 y=part[measure],
                 name=name,
                 mode="lines",
-                line={"color": COLORS[number % len(COLORS)], "width": 2},
+                line={"color": color_of(name, number), "width": 2},
                 hovertemplate="%{y:.3f}",
             )
     return figure
@@ -89,7 +90,7 @@ def step_curves(
                 **at,
             )
         for model, part in shown.groupby("model", sort=False):
-            part, color = part.sort_values("step"), COLORS[models.index(model) % len(COLORS)]
+            part, color = part.sort_values("step"), color_of(model, models.index(model))
             if (part["high"] > part["low"]).any():
                 band(figure, part["step"], part["low"], part["high"], translucent(color, 0.16), str(model), **at)
             in_legend = {trace.legendgroup for trace in figure.data if trace.showlegend is not False}
@@ -144,7 +145,7 @@ def step_differences(reach: pd.DataFrame) -> go.Figure:
             x=[row.difference for _, row in known],
             y=[name for name, _ in known],
             mode="markers",
-            marker={"color": COLORS[(number - 1) % len(COLORS)], "size": 8},
+            marker={"color": color_of(pair[0], number - 1), "size": 8},
             error_x={"type": "data", "width": 3, "thickness": 1.5, "color": GRAY, **spread},
             customdata=[[row.low, row.high, row.seeds, row.reached] for _, row in known],
             hovertemplate=(

@@ -22,7 +22,6 @@ from workbench.scoring.options import Options
 from workbench.scoring.prefixes import Change as Change
 from workbench.scoring.prefixes import Memory, Prefixes, can_share
 from workbench.scoring.questions import Scene, survey
-from workbench.scoring.tables import kl_divergence
 
 
 class Quiz:
@@ -274,3 +273,11 @@ def _change_sample(
     values: Float[Tensor, "token d"], sample: int, *, change: Change, images: list[int]
 ) -> Float[Tensor, "token d"]:
     return change(values, images[sample])
+
+
+def kl_divergence(
+    before: Float[Tensor, "question option"], after: Float[Tensor, "question option"]
+) -> Float[Tensor, " question"]:
+    """Return KL(before || after) in nats of log-probabilities that are -inf at the same places; 0 where equal."""
+    terms = before.exp() * (before - after)
+    return terms.masked_fill(before == -torch.inf, 0).sum(-1).clamp(min=0)

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from workbench.intervals import mean_interval
+from workbench.paired import paired_test, sums_interval
 from workbench.runs import Run
-from workbench.stats import mean_interval, paired_test, sums_interval
 from workbench.training_folder import MEAN
 
 ALL = "all questions"
@@ -136,11 +134,3 @@ def _change_row(category: str, questions: pd.DataFrame, seed: int) -> dict[str, 
         **{"kl": kl.estimate, "kl_low": max(kl.low, 0.0), "kl_high": kl.high},
         **{"n": len(questions), "n_images": drop.n, "chance": means["chance"], "seed": seed},
     }
-
-
-def kl_divergence(
-    before: Float[Tensor, "question option"], after: Float[Tensor, "question option"]
-) -> Float[Tensor, " question"]:
-    """Return KL(before || after) in nats of log-probabilities that are -inf at the same places; 0 where equal."""
-    terms = before.exp() * (before - after)
-    return terms.masked_fill(before == -torch.inf, 0).sum(-1).clamp(min=0)

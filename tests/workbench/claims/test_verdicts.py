@@ -766,7 +766,7 @@ def test_the_page_and_the_report_show_the_newest_ledger(
     pairs(world.runs, GAINS, git=world.commit(*claims))
     rules, out = world.repository / "analyses" / "claims.yaml", tmp_path / "out"
     command("--runs", world.runs, "--claims", rules, "--output_dir", out)
-    app = open_page("claims", out, monkeypatch)
+    app = open_page("evidence", out, monkeypatch, part="claims")
     table = app.dataframe[0].value
     assert table["verdict"].tolist() == ["reproduced", "contradicted", "no runs yet", "not testable here"]
     assert table["here, 95 % over seeds"][0].startswith("0.1017 [0.0894, 0.1139] over 6 seeds")

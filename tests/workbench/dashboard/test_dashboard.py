@@ -1,8 +1,7 @@
-"""Every page by Streamlit's own test harness, and the whole thing once in a real browser."""
+"""Every page by Streamlit's own test harness, and the whole thing in a real browser."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shutil
@@ -15,25 +14,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT
-from workbench.cli import parse
+from tests.workbench.overview.folders import cknna, train
 from workbench.dashboard import folders, shell
 from workbench.errors import RunError
 
-PAGES = {"runs": "runs_page.page()", "claims": "claims_page.page()", "scene": "scene_page.page()"} | {
-    name: f"analysis_page.page('{name}')" for name in shell.analysis_pages()
-}
+LIGHT = [name for name in shell.PAGES if name != "explorer"]  # pages that do not import torch
 
 
-def open_page(name: str, root: Path, monkeypatch: pytest.MonkeyPatch, **query: str) -> AppTest:
-    """Run one page on the runs folder `root`."""
+def open_page(name: str, root: Path, monkeypatch: pytest.MonkeyPatch, **query: str | list[str]) -> AppTest:
+    """Run one page on the runs folder `root`, with the parameters of an address."""
     monkeypatch.setattr(sys, "argv", ["app.py", "--runs", str(root)])
-    app = AppTest.from_string(
-        f"from workbench.dashboard import {PAGES[name].split('.')[0]}\n{PAGES[name]}", default_timeout=120
-    )
+    app = AppTest.from_string(f"from workbench.dashboard import shell\nshell.show('{name}')", default_timeout=120)
     for key, value in query.items():
         app.query_params[key] = value
     app.run()
@@ -41,7 +38,28 @@ def open_page(name: str, root: Path, monkeypatch: pytest.MonkeyPatch, **query: s
     return app
 
 
-@pytest.mark.parametrize("name", PAGES)
+def text_of(app: AppTest) -> str:
+    """All text of a page, without the marks that keep Markdown from being read in it."""
+    elements = [*app.title, *app.markdown, *app.caption, *app.info, *app.warning, *app.error]
+    return "\n".join(element.value for element in elements).replace("\\", "")
+
+
+def share(right: float, count: int = 40) -> list[bool]:
+    return [i < right * count for i in range(count)]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A finished baseline and VIRAL model with stored CKNNA."""
+    train(tmp_path, "baseline", right=share(0.5))
+    train(tmp_path, "viral", right=share(0.9), aligned=True, layer=[1])
+    noise = np.random.default_rng(0).normal(0, 0.01, 20)
+    for name, shift in (("baseline", 0.0), ("viral", 0.1)):
+        cknna(tmp_path, name, {layer: 0.5 + shift * layer + noise for layer in range(3)})
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", shell.PAGES)
 def test_every_page_says_what_to_do_when_nothing_is_stored(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,70 +68,165 @@ def test_every_page_says_what_to_do_when_nothing_is_stored(
     assert "python -m" in app.info[0].value
 
 
-def test_runs_page_lays_training_curves_over_each_other(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = open_page("runs", runs_folder, monkeypatch)
-    assert app.multiselect(key="models").value == ["baseline", "viral"]
-    table = app.dataframe[0].value
-    assert table["model"].tolist() == ["baseline", "viral"]
-    assert (table["state"] == "finished").all()
-    assert (table["steps"] == 12).all()
-    assert app.dataframe[1].value["label"].tolist() in (["baseline", "viral"], ["viral", "baseline"])
-    (said,) = [caption.value for caption in app.caption if "tokens, k = " in caption.value]
-    assert "viral, layer 2, efficientnet-lite0: n = 64 tokens, k = 10, 8 images" in said
-    assert "baseline, layer 1, efficientnet-lite0" in said
+@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("left", [1, 2])
+def test_every_page_opens_with_one_model_and_without_its_files(
+    name: str, left: int, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(two / "viral")
+    if left == 2:  # only its analyses remain
+        (two / "baseline" / "evaluation.parquet").unlink()
+    open_page(name, two, monkeypatch)
 
 
-def test_alignment_page_shows_interval_null_and_n(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = open_page("cknna", runs_folder, monkeypatch)
-    app.select_slider(key="layer").set_value(3).run()
-    table = app.dataframe[0].value
-    assert table["model"].tolist() == app.multiselect(key="run").value or len(table) == 2
-    assert (table["layer"] == 3).all()
-    assert (table["low"] <= table["score"]).all()
-    assert (table["score"] <= table["high"]).all()
-    assert {"null_mean", "null_q95", "p", "n_images", "n", "k"} <= set(table.columns)
-    assert any("analyses.cknna" in code.value for code in app.code)
-
-
-@pytest.mark.slow
-def test_the_form_of_an_analysis_is_its_command(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Defaults add nothing; what is changed becomes a flag that the command line takes."""
-    app = open_page("cknna", runs_folder, monkeypatch)
-    models = f"--model {runs_folder}/baseline {runs_folder}/viral"
-    assert app.code[-1].value == f"python -m analyses.cknna {models} --output_dir {runs_folder}"
-    app.number_input(key="new-k").set_value(7)
-    app.selectbox(key="new-pooling").set_value("pooled")
-    app.text_input(key="new-layers").set_value("0 2").run()
-    command = app.code[-1].value
-    assert (
-        command == f"python -m analyses.cknna {models} --layers 0 2 --k 7 --pooling pooled --output_dir {runs_folder}"
-    )
-    analysis = importlib.import_module("analyses.cknna").ANALYSIS
-    assert parse(analysis.config, ["--layers", "0", "2", "--k", "7", "--pooling", "pooled"], prog="test").k == 7
-
-
-@pytest.mark.slow
-def test_pages_are_found_without_importing_the_analyses() -> None:
+def test_stored_pages_open_without_torch(two: Path) -> None:
     code = (
-        "import sys; from workbench.dashboard import shell; print(shell.analysis_pages()); assert 'torch' not in"
-        " sys.modules"
+        "import sys; from streamlit.testing.v1 import AppTest; sys.argv = ['app.py', '--runs', sys.argv[1]]\n"
+        f"for name in {LIGHT}:\n"
+        "    app = AppTest.from_string(f\"from workbench.dashboard import shell\\nshell.show('{name}')\","
+        " default_timeout=120).run()\n"
+        "    assert not app.exception, app.exception\n"
+        "    assert 'torch' not in sys.modules, name\n"
+        "    print(name, app.title[0].value)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "'cknna': 'Alignment'" in done.stdout
-    for name, title in shell.analysis_pages().items():
-        assert importlib.import_module(f"analyses.{name}").ANALYSIS.heading == title
+    done = subprocess.run([sys.executable, "-c", code, str(two)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == LIGHT
 
 
-@pytest.mark.slow
-def test_scene_page_answers_and_maps(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = open_page("scene", runs_folder, monkeypatch)
-    assert [m.label for m in app.metric] == ["baseline", "viral"]
-    app.slider(key="layer").set_value(1).run()
-    assert not app.exception
-    before = [m.value for m in app.metric]
-    app.number_input(key="scene").set_value(5).run()
-    assert not app.exception
-    assert len(app.metric) == len(before) == 2
+# --- what the pages show --------------------------------------------------------------------------
+
+
+def test_home_tells_what_came_out(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("home", two, monkeypatch)
+    assert app.title[0].value == "Does aligning visual tokens with a vision foundation model help?"
+    text = text_of(app)
+    for words in (
+        "viral also learns to make its visual tokens resemble",
+        "50.0 → 90.0",
+        "+40.0 points [",
+        "chance 25.0",
+        "CKNNA with dinov2-small at layer 1",
+        "16 of 40",
+        "viral is more accurate",
+        "One training each",
+    ):
+        assert words in text, words
+    turned = text_of(open_page("home", two, monkeypatch, b="viral", m="baseline"))
+    assert "90.0 → 50.0" in turned
+    assert "baseline is less accurate" in turned
+
+
+def test_numbers_of_the_models_table_are_the_stored_ones(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("models", two, monkeypatch)
+    table = app.dataframe[0].value.set_index("key")
+    for name in ("baseline", "viral"):
+        stored = pd.read_parquet(two / name / "accuracy.parquet").set_index("category").loc["mean of types"]
+        assert table.loc[name, ["accuracy", "low", "high"]].tolist() == stored[["accuracy", "low", "high"]].tolist()
+    assert table.loc["viral", "difference"] == pytest.approx(0.4)
+    assert np.isnan(table.loc["baseline", "difference"])
+    assert table["state"].tolist() == ["finished"] * 2
+
+
+def test_layers_shows_the_stored_scores_and_marks_the_layer_of_the_link(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = open_page("layers", two, monkeypatch, l="2")
+    scores = {}
+    for name in ("baseline", "viral"):
+        (folder,) = (f for f in two.glob("cknna-*") if f'"label": "{name}"' in (f / "run.json").read_text())
+        scores[name] = pd.read_parquet(folder / "scores.parquet").set_index("layer")["score"]
+    assert f"Layer 2: baseline {scores['baseline'][2]:.3f} [" in text_of(app)
+    assert f"viral {scores['viral'][2]:.3f} [" in text_of(app)
+    assert "The clearest difference is in CKNNA with dinov2-small at layer 2" in text_of(app)
+    app.segmented_control(key="shown").set_value("Differences").run()
+    assert f"Layer 2: {scores['viral'][2] - scores['baseline'][2]:+.3f} [" in text_of(app)
+
+
+def test_examples_filters_sorts_and_exports(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("examples", two, monkeypatch, outcome="second")
+    table = app.dataframe[1].value
+    assert len(table) == 16
+    assert set(table["given_first"]) == {"blue"}
+    assert set(table["given_second"]) == {"red"}
+    assert (table["p_second"] - table["p_first"]).tolist() == pytest.approx([0.8] * 16)
+    assert app.dataframe[0].value.to_numpy().tolist() == [[20, 0], [16, 4]]
+    app.segmented_control(key="outcome").set_value("wrong").run()
+    assert len(app.dataframe[1].value) == 4
+    app.multiselect(key="types").set_value(["colour"]).run()
+    assert set(app.dataframe[1].value["category"]) == {"colour"}
+    app.selectbox(key="sort").set_value("CKNNA with a VFM").run()
+    numbers = app.dataframe[1].value["number"].tolist()
+    assert numbers == sorted(numbers, reverse=True)
+    app.text_input(key="text").set_value("no such words").run()
+    assert "No question is left" in text_of(app)
+
+
+def test_evidence_lists_what_cannot_be_read(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, file, size in (("cut", "training.json", 50), ("short", "evaluation.parquet", 80)):
+        folder = train(two, name, right=share(0.5))
+        (folder / file).write_bytes((folder / file).read_bytes()[:size])
+    run = cknna(two, "viral", {0: [0.1, 0.2]}, key="0123456789ab")
+    (run / "scores.parquet").unlink()
+    (two / "sweep-x.parquet").write_text("garbage")
+    for name in LIGHT:
+        open_page(name, two, monkeypatch)
+    app = open_page("evidence", two, monkeypatch, part="runs")
+    broken = app.dataframe[0].value.set_index("name")["why"]
+    assert set(broken.index) == {"cut", "short", "cknna-0123456789ab"}
+    assert broken["short"] == "evaluation.parquet is damaged: expected a parquet file"
+    assert len(app.dataframe[1].value) == 2
+    models = open_page("models", two, monkeypatch)
+    states = models.dataframe[0].value.set_index("key")["state"]
+    assert states["cut"].startswith("damaged: training.json is damaged")
+    assert "sweep-x cannot be read" in text_of(models)
+
+
+def test_names_with_markup_are_text(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "<b>x</b> **y** $z$ :red[w]"
+    train(two, name, right=share(0.3), aligned=True, weight=7.0)
+    for page in LIGHT:
+        app = open_page(page, two, monkeypatch, b="baseline", m=name)
+        for element in [*app.markdown, *app.caption]:
+            assert "**y**" not in element.value.replace("\\*", ""), element.value
+            assert ":red[w]" not in element.value, element.value
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+
+def test_a_link_that_no_longer_fits_says_so(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("home", two, monkeypatch, b="gone", m=["viral", "away"])
+    warnings = [warning.value.replace("\\", "") for warning in app.warning]
+    assert warnings == [
+        "The link names the baseline gone, which is not in this folder; shown is baseline.",
+        "The link names the model away, which is not in this folder; shown is viral.",
+    ]
+    app.button(key="dismiss-b").click().run()
+    assert len(app.warning) == 1
+    layers = open_page("layers", two, monkeypatch, l="77")
+    assert "The link names layer 77, which is not in this folder; shown is 1." in text_of(layers)
+    assert open_page("home", two, monkeypatch, b="viral", m="baseline").warning.len == 0
+
+
+def test_a_choice_is_left_alone_and_a_default_follows_the_folder(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("models", two, monkeypatch)
+    assert (app.selectbox(key="b").value, app.multiselect(key="m").value) == ("baseline", ["viral"])
+    app.multiselect(key="m").set_value([]).run()
+    train(two, "viral-2", right=share(0.8), aligned=True, seed=3, layer=[1])
+    app.run()
+    assert app.multiselect(key="m").value == []
+
+
+def test_colors_do_not_depend_on_what_is_chosen(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from workbench.dashboard.site import read_site
+
+    monkeypatch.setattr(sys, "argv", ["app.py", "--runs", str(two)])
+    before = read_site().colors
+    assert before["baseline"] != before["viral"]
+    train(two, "viral-s5", right=share(0.5), aligned=True, layer=[1], seed=5)
+    after = read_site().colors
+    assert (after["baseline"], after["viral"]) == (before["baseline"], before["viral"])
 
 
 def test_paths_outside_the_runs_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +236,46 @@ def test_paths_outside_the_runs_folder_are_refused(tmp_path: Path, monkeypatch: 
         with pytest.raises(RunError, match="is not below the runs folder"):
             folders.below_root(path)
     assert folders.below_root("a/b") == tmp_path / "a" / "b"
+
+
+# --- with trained models --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_explorer_answers_and_maps(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("explorer", runs_folder, monkeypatch)
+    assert [m.label for m in app.metric] == ["baseline", "viral"]
+    app.slider(key="l").set_value(1).run()
+    assert not app.exception
+    image = app.selectbox(key="i").options[5]
+    app.selectbox(key="i").set_value(image).run()
+    assert not app.exception
+    assert len(app.metric) == 2
+
+
+@pytest.mark.slow
+def test_every_figure_and_the_table_are_the_analysis_own(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("layers", runs_folder, monkeypatch)
+    app.toggle(key="all-like").set_value(True).run()
+    assert not app.exception
+    table = app.dataframe[0].value
+    assert set(table["model"]) == {"baseline", "viral"}
+    assert {"null_mean", "null_q95", "p", "n_images", "n", "k"} <= set(table.columns)
+    assert any("analyses.cknna" in code.value for code in app.code)
+
+
+@pytest.mark.slow
+def test_trainings_store_what_examples_shows(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("examples", runs_folder, monkeypatch)
+    table = app.dataframe[1].value
+    assert {"question", "answer", "given_first", "given_second", "p_first", "p_second"} <= set(table.columns)
+    stored = pd.read_parquet(runs_folder / "viral" / "evaluation.parquet")
+    assert ((stored["given"] == stored["answer"]) == stored["correct"]).all()
+    assert stored["p_right"].between(0, 1).all()
+    assert (stored["p_right"] > 0.5).sum() <= stored["correct"].sum()  # the most likely answer is the one that is given
+
+
+# --- in a browser ---------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -166,12 +319,6 @@ def test_the_dashboard_is_for_this_machine_and_watches_no_files() -> None:
     assert server["fileWatcherType"] == "none"
 
 
-@pytest.fixture
-def served(runs_folder: Path) -> Iterator[str]:
-    with serve(runs_folder) as address:
-        yield address
-
-
 def chromium_or_skip() -> str:
     """Where chromium is; without it a test is skipped, but not in CI."""
     found = shutil.which("chromium")
@@ -193,30 +340,36 @@ CHROMIUM = [
 
 
 @pytest.mark.browser
-def test_in_a_real_browser(served: str) -> None:
-    """Open the alignment page from the navigation, move the layer, read the row, and find both in the address."""
+def test_in_a_real_browser(two: Path) -> None:
+    """From Home to Layers with the models kept; move the layer; a copied address shows the same page elsewhere."""
     from playwright.sync_api import expect, sync_playwright
 
     chromium = chromium_or_skip()
-    with sync_playwright() as playwright:
+    with serve(two) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
         errors: list[str] = []
+        asked: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(served)
-        expect(page.get_by_role("heading", name="Runs", exact=True)).to_be_visible(timeout=30_000)
-        page.get_by_role("link", name="Alignment").click()
-        expect(page.get_by_role("heading", name="Alignment", exact=True)).to_be_visible(timeout=60_000)
-        expect(page.locator(".js-plotly-plot").first).to_be_visible(timeout=60_000)
-        slider = page.get_by_role("slider")
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{address}/?b=viral&m=baseline")
+        expect(page.get_by_role("heading", name="Does aligning visual tokens")).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("90.0 → 50.0")).to_be_visible(timeout=60_000)
+        page.get_by_role("link", name="Layers").first.click()
+        expect(page.get_by_role("heading", name="Where in the network do they differ?")).to_be_visible(timeout=60_000)
+        page.wait_for_url(re.compile("b=viral.*m=baseline"), timeout=30_000)
+        slider = page.get_by_role("slider").first
         slider.focus()
-        before = slider.get_attribute("aria-valuetext")
         slider.press("ArrowRight")
-        page.wait_for_url(re.compile("layer="), timeout=30_000)
-        after = slider.get_attribute("aria-valuetext")
-        assert after != before
-        assert f"layer={after}" in page.url
-        expect(page.get_by_text("chance (null mean to 95 %)")).to_be_visible()
+        page.wait_for_url(re.compile("l=2"), timeout=30_000)
+        expect(page.get_by_text(re.compile("Layer 2: viral"))).to_be_visible(timeout=30_000)
+        elsewhere = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
+        elsewhere.goto(page.url)
+        expect(elsewhere.get_by_text(re.compile("Layer 2: viral"))).to_be_visible(timeout=60_000)
+        for shown in (page, elsewhere):
+            assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            assert shown.locator("[data-testid=stException]").count() == 0
         assert page.locator("[data-testid=stAlert]").count() == 0
         assert not errors
+        assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
         browser.close()

@@ -3,6 +3,7 @@ machine only."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 import time
@@ -15,6 +16,9 @@ from streamlit.testing.v1 import AppTest
 
 from tests.workbench.dashboard.test_dashboard import open_page
 from workbench import runs
+from workbench.analysis.discover import load_analyses, load_analysis
+from workbench.analysis.drawn import options_of
+from workbench.cli import parse
 from workbench.dashboard import jobs as module
 from workbench.dashboard.jobs import Job, Jobs, jobs, may_start
 from workbench.errors import RunError
@@ -104,16 +108,37 @@ def test_no_shell_sees_the_arguments(own: Jobs, tmp_path: Path) -> None:
 
 
 def form(root: Path, monkeypatch: pytest.MonkeyPatch, models: Path) -> AppTest:
-    """The alignment page with a small question filled in, on an empty runs folder that holds the models."""
+    """The form of CKNNA with a small question filled in, on an empty runs folder that holds the model."""
     shutil.copytree(models / "viral", root / "viral", ignore=shutil.ignore_patterns("checkpoint-*"))
-    app = open_page("cknna", root, monkeypatch)
-    app.number_input(key="new-limit").set_value(3)
-    app.number_input(key="new-null").set_value(10)
-    app.text_input(key="new-layers").set_value("1")
-    app.number_input(key="new-k").set_value(5)
+    app = open_page("evidence", root, monkeypatch, part="new", analysis="cknna")
+    app.number_input(key="new-cknna-limit").set_value(3)
+    app.number_input(key="new-cknna-null").set_value(10)
+    app.text_input(key="new-cknna-layers").set_value("1")
+    app.number_input(key="new-cknna-k").set_value(5)
     app.multiselect(key="new-model").set_value(["viral"]).run()
     assert not app.exception
     return app
+
+
+@pytest.mark.slow
+def test_the_form_of_an_analysis_is_its_command(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defaults add nothing; what is changed becomes a flag that the command line takes."""
+    app = open_page("evidence", runs_folder, monkeypatch, part="new", analysis="cknna")
+    models = f"--model {runs_folder}/baseline {runs_folder}/viral"
+    assert app.code[-1].value == f"python -m analyses.cknna {models} --output_dir {runs_folder}"
+    app.number_input(key="new-cknna-k").set_value(7)
+    app.selectbox(key="new-cknna-pooling").set_value("pooled")
+    app.text_input(key="new-cknna-layers").set_value("0 2").run()
+    flags = ["--layers", "0", "2", "--k", "7", "--pooling", "pooled"]
+    assert app.code[-1].value == f"python -m analyses.cknna {models} {' '.join(flags)} --output_dir {runs_folder}"
+    assert parse(load_analysis("cknna").config, flags, prog="test").k == 7
+
+
+def test_every_option_of_every_analysis_is_in_its_form() -> None:
+    for analysis in load_analyses().values():
+        fields = {field["name"]: field for field in options_of(analysis.config)}
+        assert list(fields) == [field.name for field in dataclasses.fields(analysis.config)]
+        assert all(field["help"] for field in fields.values()), analysis.name
 
 
 @pytest.mark.slow
@@ -125,34 +150,35 @@ def test_the_form_starts_its_command_and_the_result_appears(
     job = jobs().newest["cknna"]
     assert " ".join(job.words) == app.code[-1].value
     assert job.process.args[0] == sys.executable
-    assert app.button(key="stop-job")
+    assert app.button(key="stop-cknna")
     assert app.button(key="start-job").disabled
     assert any("Running for" in caption.value for caption in app.caption)
     wait(job)
     app.run()
     assert job.state == "done", job.lines()
     (key,) = runs.index(tmp_path)["key"]
-    assert app.multiselect(key="run").value == [key]
     assert app.success
     assert not app.exception
-    assert app.dataframe[0].value["model"].tolist() == ["viral"]
+    stored = open_page("evidence", tmp_path, monkeypatch, part="runs").dataframe[0].value
+    assert stored[["model", "key"]].to_numpy().tolist() == [["viral", key]]
 
 
 @pytest.mark.slow
 def test_a_failed_job_shows_its_sentence(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = form(tmp_path, monkeypatch, runs_folder)
-    app.text_input(key="new-layers").set_value("99").run()
+    app.text_input(key="new-cknna-layers").set_value("99").run()
     app.button(key="start-job").click().run()
     wait(jobs().newest["cknna"])
     app.run()
-    assert [error.value for error in app.error] == [f"layer 99 does not exist in {tmp_path}/viral: expected 0 to 3"]
+    said = [error.value.replace("\\", "") for error in app.error]
+    assert said == [f"cknna: layer 99 does not exist in {tmp_path}/viral: expected 0 to 3"]
     assert runs.index(tmp_path).empty
 
 
 def test_stopping_from_the_page(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = form(tmp_path, monkeypatch, runs_folder)
     app.button(key="start-job").click().run()
-    app.button(key="stop-job").click().run()
+    app.button(key="stop-cknna").click().run()
     wait(jobs().newest["cknna"], 30)
     app.run()
     assert app.warning
@@ -164,9 +190,9 @@ def test_an_option_cannot_be_smuggled_in_and_other_machines_start_nothing(
     runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = form(tmp_path, monkeypatch, runs_folder)
-    app.text_input(key="new-layers").set_value("1 --output_dir /elsewhere").run()
+    app.text_input(key="new-cknna-layers").set_value("1 --output_dir /elsewhere").run()
     assert app.button(key="start-job").disabled
-    assert "'--output_dir' begins with a dash" in app.error[0].value
+    assert "'--output\\_dir' begins with a dash" in app.error[0].value
     for address, allowed in (
         ("127.0.0.1", True),
         ("0.0.0.0", False),

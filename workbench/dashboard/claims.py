@@ -1,4 +1,4 @@
-"""The Claims page: the newest stored ledger as a table, and each claim with the numbers behind it."""
+"""Claims: the newest stored ledger as a table, and each claim with the numbers behind it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import streamlit as st
 
 from workbench.claims.shown import EXPLAINED, TITLE, count_verdicts, display_table, newest
 from workbench.claims.verdicts import VERDICTS
-from workbench.dashboard.folders import runs_root
+from workbench.dashboard.site import Site, plain
 
 EMPTY = "No ledger is stored yet. Run `python -m analyses.claims --runs runs/data_efficiency`."
 
 
-def page() -> None:
+def page(site: Site) -> None:
     """Draw the table of claims, and one claim in full."""
-    st.title("Claims")
     st.caption(TITLE)
-    run = newest(runs_root())
+    run = newest(site.root)
     if run is None:
         st.info(EMPTY)
         return
@@ -29,7 +28,7 @@ def page() -> None:
     if len(table):
         name = st.selectbox("One claim", list(table["id"]), key="claim", bind="query-params")
         row = table.set_index("id").loc[name]
-        st.markdown(f"**{row['verdict']}**: {row['reason']}")
+        st.markdown(f"**{row['verdict']}**: {plain(row['reason'])}")
         evidence = numbers[numbers["id"] == name]
         if len(evidence):
             by_seed = evidence.pivot_table(index="seed", columns="training", values="value").reset_index()

@@ -1,4 +1,4 @@
-"""The Scene page: one image and question, the answers of several models, and maps of their visual tokens.
+"""One image and question: the answers of several models, and maps of their visual tokens.
 
 The maps show principal components of the tokens of each layer, beside those of a VFM's patches. They are for looking
 at: a single answer or map is no measurement.
@@ -10,7 +10,8 @@ import streamlit as st
 from PIL import Image
 
 from workbench.capture.hidden_states import read
-from workbench.dashboard.folders import below_root, default_models, trained_models
+from workbench.dashboard.folders import below_root
+from workbench.dashboard.site import Site, choice, plain
 from workbench.data import Dataset, Sample, load_data
 from workbench.metrics.geometry import joint_pca_rgb
 from workbench.mllm import MLLM
@@ -19,7 +20,7 @@ from workbench.training_folder import RECORD_FILE
 from workbench.vfm import CATALOGUE, VFM, load_vfm
 from workbench.weights.fetch import available_without_hub
 
-SCENES = 100  # of the validation split, to browse
+SCENES = 100  # images to browse, unless the address names another one
 
 
 @st.cache_resource(max_entries=4, show_spinner="Loading the model")
@@ -33,49 +34,70 @@ def _vfm(name: str) -> VFM:
 
 
 @st.cache_resource(max_entries=2)
-def _data(spec: str) -> Dataset:
-    return load_data(spec, limit=SCENES)
+def _data(spec: str, limit: int | None) -> Dataset:
+    return load_data(spec, limit=limit)
 
 
-def page() -> None:
-    """Draw one scene: the question, the chosen models' answers and their maps."""
-    st.title("Scene")
-    models = trained_models(finished=True)
-    if not models:
-        st.info(
-            "No finished model is stored yet. Train one with `python -m trainer shapes_viral`, or run `viral demo`."
-        )
+def page(site: Site) -> None:
+    """Draw one image and question: the chosen models' answers and their maps.
+
+    The address names the image (`i`) and the question (`q`); without them it is the first one.
+    """
+    finished = [key for key in site.chosen if site.models.by_key[key].state == "finished"]
+    if not finished:
+        st.info("No finished model is chosen. Train one with `python -m trainer shapes_viral`, or run `viral demo`.")
         return
-    with st.sidebar:
-        chosen = st.multiselect(
-            "Models", models, default=default_models(models), key="models", max_selections=4, bind="query-params"
-        )
-        vfms = [name for name in CATALOGUE if available_without_hub(CATALOGUE.get(name).weights)]
-        vfm = st.selectbox("Vision foundation model", vfms, key="vfm", bind="query-params")
-        scenes = _data("shapes:val").scenes
-        number = st.number_input("Scene", 0, len(scenes) - 1, 0, key="scene", bind="query-params")
+    pair = [model.key for model in site.pair.shared[0]] if site.pair else []
+    two = [key for key in pair if key in finished] or finished[:2]
+    left, middle, right = st.columns(3)
+    chosen = left.multiselect("Models side by side", finished, default=two, key="em", max_selections=4)
+    vfms = [name for name in CATALOGUE if available_without_hub(CATALOGUE.get(name).weights)]
+    vfm = middle.selectbox("Vision foundation model", vfms, key="v", bind="query-params")
+    specs = list(dict.fromkeys([site.models.by_key[two[0]].test_data or "shapes:val", "shapes:val", "shapes:test"]))
+    spec = right.selectbox("Data", specs, key="data", bind="query-params")
     if not chosen:
         st.info("Choose one or more models.")
         return
-    samples = scenes[number]
-    loaded = {name: _model(str(below_root(name)), (below_root(name) / RECORD_FILE).stat().st_mtime) for name in chosen}
+    sample = _sample(spec)
+    folders = {name: below_root(name) for name in chosen}
+    loaded = {name: _model(str(folder), (folder / RECORD_FILE).stat().st_mtime) for name, folder in folders.items()}
     left, right = st.columns([1, 2], gap="large")
     with left:
-        sample = _question(samples)
         st.image(sample.image.resize((448, 448), Image.Resampling.LANCZOS), width="stretch")
-        st.caption("In the scene: " + ", ".join(obj.name for obj in sample.objects))
+        if sample.objects:
+            st.caption(plain("In the image: " + ", ".join(obj.name for obj in sample.objects)))
     with right:
         _answers(loaded, sample)
         _maps(loaded, vfm, sample)
 
 
-def _question(samples: list[Sample]) -> Sample:
-    by_text = {f"{sample.question}  ({sample.category})": sample for sample in samples}
-    return by_text[st.selectbox("Question", list(by_text), key="question")]
+def _sample(spec: str) -> Sample:
+    """Draw the choice of an image and a question, and return the question."""
+    named, asked = st.query_params.get("i"), st.query_params.get("q")
+    scenes = {scene[0].image_id: scene for scene in _data(spec, None if named or asked else SCENES).scenes}
+    if named is None and asked is not None:  # a question names its image
+        of_question = next((image for image, scene in scenes.items() if any(s.id == asked for s in scene)), None)
+        if of_question is not None:
+            st.query_params["i"] = of_question
+    default = next(iter(scenes))
+    left, right = st.columns(2)
+    with left:
+        image = choice("i", list(scenes), default, "Image", listed=True)
+    questions = {sample.id: sample for sample in scenes[image]}
+    with right:
+        question = choice(
+            "q",
+            list(questions),
+            next(iter(questions)),
+            "Question",
+            listed=True,
+            format_func=lambda key: f"{questions[key].question}  ({questions[key].category})",
+        )
+    return questions[question]
 
 
 def _answers(loaded: dict[str, MLLM], sample: Sample) -> None:
-    st.subheader(sample.question)
+    st.subheader(plain(sample.question))
     for column, (name, mllm) in zip(st.columns(len(loaded) + 1), loaded.items(), strict=False):
         answer = mllm.generate(mllm.encode([sample.image], [sample.question]), max_new_tokens=4)[0]
         column.metric(
@@ -85,7 +107,7 @@ def _answers(loaded: dict[str, MLLM], sample: Sample) -> None:
             delta_color="normal" if answer == sample.answer else "inverse",
             delta_arrow="off",
         )
-    st.caption(f"Right answer: **{sample.answer}** · chance {sample.chance:.0%} · one question, so no interval")
+    st.caption(f"Right answer: **{plain(sample.answer)}** · chance {sample.chance:.0%} · one question, so no interval")
 
 
 def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
@@ -97,7 +119,7 @@ def _maps(loaded: dict[str, MLLM], vfm_name: str, sample: Sample) -> None:
         tokens[name] = read(mllm, batch)[0].values[:, part], whole.grid
     grid = next(iter(tokens.values()))[1]
     layers = min(values.shape[0] for values, _ in tokens.values())
-    layer = st.slider("Layer", 0, layers - 1, layers // 2, key="layer", bind="query-params")
+    layer = st.slider("Layer", 0, layers - 1, layers // 2, key="l", bind="query-params")
     widths = {values.shape[-1] for values, _ in tokens.values()}
     if len(widths) == 1:
         colors = joint_pca_rgb([values for values, _ in tokens.values()])

@@ -1,0 +1,71 @@
+"""Colors of models, and charts that name their curves at the end."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+
+from workbench.figures import LINES, colored, difference_dots, layer_curves_named, model_colors, named_curves
+from workbench.figures.compared import _apart
+
+
+def curves(count: int) -> pd.DataFrame:
+    rows = [
+        {"name": f"m{i}", "at": layer, "score": 0.1 * i + layer, "low": 0.0, "high": 9.0, "over": "9 images"}
+        for i in range(count)
+        for layer in range(3)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_every_model_has_one_color_that_can_be_seen_on_white_and_on_black() -> None:
+    colors = model_colors({f"v{i}": [f"v{i}-s{seed}" for seed in range(4)] for i in range(12)})
+    models = [name for name in colors if "-s" in name]
+    assert len({colors[name] for name in models}) == len(models) == 48
+    assert colors["v3"] == colors["v3-s0"]
+
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for variant in range(12):
+        light = luminance(colors[f"v{variant}"])
+        assert 1.05 / (light + 0.05) > 2.2, variant
+        assert (light + 0.05) / (luminance("#0e1117") + 0.05) > 2.2, variant
+
+
+def test_names_at_the_ends_of_curves_do_not_overlap_and_stay_near() -> None:
+    moved = _apart({"a": 0.50, "b": 0.51, "c": 0.52, "d": 0.9}, 0.1)
+    heights = sorted(moved.values())
+    assert all(high - low >= 0.1 - 1e-6 for low, high in pairwise(heights))
+    assert moved["d"] == pytest.approx(0.9)
+    assert sum(moved[name] for name in "abc") / 3 == pytest.approx(0.51)
+
+
+def test_a_model_has_its_color_in_every_chart() -> None:
+    with colored({"m0": "#010203", "m1": "#040506"}):
+        figure = named_curves(curves(2), x="layer", y="score")
+        assert [trace.line.color for trace in figure.data if trace.name in ("m0", "m1")] == ["#010203", "#040506"]
+        table = pd.DataFrame({"name": ["a", "b", "c"], "score": [1, -1, 0], "low": [0.5, -2, -1], "high": [2, -0.5, 1]})
+        dots = difference_dots(table.assign(over="x"), x="points", names=("m0", "m1")).data[-1]
+    assert dict(zip(dots.y, dots.marker.color, strict=True)) == {"a": "#040506", "b": "#010203", "c": "#8a8f98"}
+
+
+def test_many_models_become_a_heat_map_with_every_value() -> None:
+    assert layer_curves_named(curves(LINES), y="score").data[0].type == "scatter"
+    (heat,) = layer_curves_named(curves(LINES + 1), y="score").data
+    assert heat.type == "heatmap"
+    assert heat.z.tolist() == [[pytest.approx(0.1 * i + layer) for layer in range(3)] for i in range(LINES + 1)]
+    grouped = curves(8).assign(group=lambda t: t["name"].isin(["m0", "m1"]).map({True: "x", False: "y"}))
+    thick = [trace for trace in layer_curves_named(grouped, y="score").data if trace.line.width == 3]
+    assert [trace.name for trace in thick] == ["x", "y"]
+    assert thick[0].y.tolist() == pytest.approx([0.05, 1.05, 2.05])
+
+
+def test_markup_in_a_name_is_text() -> None:
+    figure = named_curves(curves(1).assign(name="<b>x</b>"), x="layer", y="score")
+    assert "<b>" not in "".join(str(trace.name) for trace in figure.data)
+    assert all("<b>" not in note.text for note in figure.layout.annotations)

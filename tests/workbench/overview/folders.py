@@ -1,0 +1,105 @@
+"""Runs folders made by hand, with known answers and scores, for tests of what is shown of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from trainer import read_recipe
+from trainer.evaluation import ANSWERS
+from workbench.scoring.tables import accuracy_by_type
+from workbench.yaml_config import as_mapping
+
+TYPES = ("colour", "count")
+
+
+def recipe(name: str, seed: int, **alignment: object) -> dict[str, Any]:
+    """A recipe of the package, as a training stores it."""
+    own = as_mapping(read_recipe(name, seed=seed))
+    return {**own, "alignment": own["alignment"] | alignment}
+
+
+def train(
+    root: Path,
+    name: str,
+    *,
+    right: Sequence[bool],
+    seed: int = 0,
+    aligned: bool = False,
+    steps: int = 3,
+    created: str = "2026-01-01T00:00:00+00:00",
+    finished: bool = True,
+    **more: object,
+) -> Path:
+    """Write what a training would: question i is of type i % 2, about image i // 2, and answered as `right` says."""
+    folder = root / name
+    folder.mkdir(parents=True)
+    settings = recipe("scarce_viral" if aligned else "scarce_baseline", seed, **more)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    curves = {"lm_loss": np.linspace(2, 1, steps), "accuracy/mean": np.linspace(0.3, 0.6, steps)}
+    pd.DataFrame({"step": range(1, steps + 1)} | curves).to_parquet(folder / "training.parquet")
+    if not finished:
+        return folder
+    rows = []
+    for i, ok in enumerate(right):
+        given, p = ("red", 0.9) if ok else ("blue", 0.1)
+        rows.append((f"q{i:03}", f"image{i // 2:03}", TYPES[i % 2], f"what {i} ?", "red", given, p, bool(ok), 0.25))
+    answers = pd.DataFrame(rows, columns=ANSWERS)
+    answers.to_parquet(folder / "evaluation.parquet")
+    pd.DataFrame(accuracy_by_type(answers, seed=0)).to_parquet(folder / "accuracy.parquet")
+    record = {"recipe": settings, "test": "same", "data": "d", "items": 300, "created": created, "seconds": 9.0}
+    (folder / "training.json").write_text(json.dumps(record))
+    return folder
+
+
+def cknna(
+    root: Path,
+    model: str,
+    values: Mapping[int, Sequence[float]],
+    *,
+    key: str = "",
+    created: str = "2026-02-01",
+    **config: object,
+) -> Path:
+    """Write a stored CKNNA run: {layer: score of each image}."""
+    key = key or f"{abs(hash((model, str(values), str(config)))):012x}"[:12]
+    folder = root / f"cknna-{key}"
+    folder.mkdir()
+    images = [f"image{i:03}" for i in range(len(next(iter(values.values()))))]
+    target = {"vfm": "dinov2-small", "target": "dinov2-small"}
+    parts = [{"layer": layer, "image_id": images, "score": scores, **target} for layer, scores in values.items()]
+    per_image = pd.concat([pd.DataFrame(part) for part in parts])
+    rows = [
+        {
+            "layer": layer,
+            **target,
+            "vfm_layer": None,
+            "metric": "cknna",
+            "score": np.mean(v),
+            "low": np.mean(v) - 0.01,
+            "high": np.mean(v) + 0.01,
+            "null_mean": 0.1,
+            "null_q95": 0.14,
+            "p": 0.01,
+            "n_images": len(v),
+            "n": 64,
+            "k": 10,
+            "dim": 10,
+            "pooling": "within",
+            "seed": 0,
+        }
+        for layer, v in values.items()
+    ]
+    per_image.to_parquet(folder / "per_image.parquet", index=False)
+    pd.DataFrame(rows).to_parquet(folder / "scores.parquet", index=False)
+    record = {"analysis": "cknna", "version": 3, "label": model, "model": f"/elsewhere/{model}", "data": "shapes:val"}
+    record |= {"data_fingerprint": "f", "config": {"data": "shapes:val", "limit": len(images), **config}, "seed": 0}
+    record |= {"key": key, "tables": ["per_image", "scores"], "created": created, "seconds": 2.0, "argv": ["python"]}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder

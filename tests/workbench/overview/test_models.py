@@ -1,0 +1,91 @@
+"""Models, variants and seeds of a runs folder, and what is broken in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.workbench.overview.folders import cknna, train
+from workbench.overview.models import read_models
+from workbench.overview.stored import read_stored
+
+SOME = [True, False, True, True]
+
+
+def test_trainings_that_differ_in_the_seed_alone_are_one_variant(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        train(tmp_path, f"plain-s{seed}", right=SOME, seed=seed)
+        train(tmp_path, f"sweep/shifted_w0.5-s{seed}", right=SOME, seed=seed, aligned=True, images="others")
+        train(tmp_path, f"near-s{seed}", right=SOME, seed=seed, aligned=True)
+    train(tmp_path, "near-heavy-s0", right=SOME, aligned=True, weight=2.0)
+    models = read_models(tmp_path)
+    assert {name: [model.key for model in of] for name, of in models.variants.items()} == {
+        "plain": ["plain-s0", "plain-s1"],
+        "near": ["near-s0", "near-s1"],
+        "near-heavy-s0": ["near-heavy-s0"],
+        "sweep/shifted_w0.5": ["sweep/shifted_w0.5-s0", "sweep/shifted_w0.5-s1"],
+    }  # without alignment first, the control last
+    assert models.default() == ("plain-s0", "plain-s1", "near-s0", "near-s1")
+
+
+def test_a_stage_that_others_start_from_is_not_shown_first(tmp_path: Path) -> None:
+    train(tmp_path, "a_stage1", right=SOME)
+    folder = train(tmp_path, "baseline", right=SOME)
+    record = json.loads((folder / "training.json").read_text())
+    record["recipe"]["start"] = str(tmp_path / "a_stage1")
+    (folder / "training.json").write_text(json.dumps(record))
+    train(tmp_path, "viral", right=SOME, aligned=True)
+    assert read_models(tmp_path).default() == ("baseline", "viral")
+
+
+@pytest.mark.parametrize("file", ["training.json", "training.parquet", "evaluation.parquet", "accuracy.parquet"])
+def test_a_cut_file_makes_a_damaged_model_that_says_which(tmp_path: Path, file: str) -> None:
+    folder = train(tmp_path, "model", right=SOME)
+    assert read_models(tmp_path).by_key["model"].state == "finished"
+    (folder / file).write_bytes((folder / file).read_bytes()[:60])
+    model = read_models(tmp_path).by_key["model"]
+    assert model.state == "damaged"
+    assert model.why.startswith(f"{file} is damaged")
+    assert str(tmp_path) not in model.why
+
+
+def test_runs_belong_to_their_folder_wherever_it_was_and_broken_ones_have_reasons(tmp_path: Path) -> None:
+    train(tmp_path, "viral", right=SOME)
+    good = cknna(tmp_path, "viral", {0: [0.5, 0.6]})
+    elsewhere = cknna(tmp_path, "llava", {0: [0.5, 0.6]})
+    for number, (name, cut) in enumerate((("run.json", 40), ("scores.parquet", 99))):
+        folder = cknna(tmp_path, "viral", {0: [0.1, 0.2]}, key=f"00000000000{number}")
+        (folder / name).write_bytes((folder / name).read_bytes()[:cut])
+    hidden = cknna(tmp_path, "viral", {0: [0.3, 0.4]})
+    hidden.rename(tmp_path / f".{hidden.name}.partial")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.json").write_text(json.dumps({"analysis": "x", "label": "y", "config": {}}))
+    stored = read_stored(tmp_path)
+    assert {run.model: run.folder for run in stored.runs} == {"viral": good, "llava": elsewhere}
+    assert [(broken.name, broken.why.split()[0]) for broken in stored.broken] == [
+        ("cknna-000000000000", "run.json"),
+        ("cknna-000000000001", "scores.parquet"),
+    ]
+    assert read_models(tmp_path, stored.runs).by_key["llava"].state == "elsewhere"
+
+
+def test_a_run_of_the_model_before_it_was_trained_anew_is_stale(tmp_path: Path) -> None:
+    train(tmp_path, "viral", right=SOME, created="2026-03-01T00:00:00+00:00")
+    cknna(tmp_path, "viral", {0: [0.5, 0.6]}, created="2026-02-01T00:00:00+00:00")
+    stored = read_stored(tmp_path)
+    assert [run.stale for run in stored.runs] == [True]
+    assert stored.of("cknna", ["viral"]) == []
+    newer = cknna(tmp_path, "viral", {0: [0.5, 0.7]}, created="2026-04-01T00:00:00+00:00")
+    assert [run.folder for run in read_stored(tmp_path).of("cknna", ["viral"])[0]] == [newer]
+
+
+def test_the_question_of_most_models_comes_first_and_the_newest_run_of_each(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        cknna(tmp_path, name, {0: [0.5, 0.6]}, created="2026-02-01", k=10)
+    newest = cknna(tmp_path, "a", {0: [0.1, 0.2]}, created="2026-02-03", k=10)
+    cknna(tmp_path, "a", {0: [0.5, 0.6]}, created="2026-05-01", k=20)
+    lists = read_stored(tmp_path).of("cknna", ["b", "a"])
+    assert [[run.model for run in runs] for runs in lists] == [["b", "a"], ["a"]]
+    assert lists[0][1].folder == newest

@@ -1,0 +1,179 @@
+"""Numbers and sentences about two models, by hand; exchanging the models turns all of them round."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.conftest import ROOT
+from tests.workbench.overview.folders import cknna, train
+from workbench.overview.answers import answered
+from workbench.overview.differences import Pair, by_layer, pairs_of, runs_of, strip
+from workbench.overview.measures import MEASURES
+from workbench.overview.models import Models, read_models
+from workbench.overview.stored import Stored, read_stored
+from workbench.overview.story import tell
+from workbench.training_folder import MEAN
+
+QUESTIONS = 80
+
+
+def right(colour: float, count: float) -> list[bool]:
+    """Answers of which these shares of the two types are right; the right ones come first."""
+    shares = (colour, count)
+    return [i // 2 < shares[i % 2] * QUESTIONS / 2 for i in range(QUESTIONS)]
+
+
+def read(root: Path) -> tuple[Models, Stored]:
+    stored = read_stored(root)
+    return read_models(root, stored.runs), stored
+
+
+def one_pair(root: Path) -> tuple[Pair, Stored]:
+    models, stored = read(root)
+    first, *others = models.default()
+    (pair,) = pairs_of(models, first, others)
+    return pair, stored
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A baseline, and a VIRAL with more colors right, better aligned in layers 1 and 2, and worse in layer 0."""
+    train(tmp_path, "baseline", right=right(0.5, 0.5))
+    train(tmp_path, "viral", right=right(0.9, 0.5), aligned=True, layer=[1])
+    noise = np.random.default_rng(0).normal(0, 0.01, 30)
+    for name, shift in (("baseline", np.zeros(3)), ("viral", np.array([-0.1, 0.1, 0.2]))):
+        cknna(tmp_path, name, {layer: 0.5 + shift[layer] + noise * (1 + shift[layer]) for layer in range(3)})
+    return tmp_path
+
+
+def test_every_number_is_right_by_hand(two: Path) -> None:
+    pair, stored = one_pair(two)
+    story = tell(pair, stored)
+    table = answered(pair).by_type.set_index("category")
+    assert table.loc["colour", ["first", "second", "score"]].tolist() == pytest.approx([0.5, 0.9, 0.4])
+    assert table.loc["count", "score"] == 0
+    assert table.loc[MEAN, ["first", "second", "score", "chance"]].tolist() == pytest.approx([0.5, 0.7, 0.2, 0.25])
+    assert story.cards[1].value == "50.0 → 70.0"
+    assert story.cards[1].change.startswith("+20.0 points [")
+    d = answered(pair).disagreement
+    assert (d.only_first, d.only_second, d.questions) == (0, 16, 80)
+    assert d.share.estimate == pytest.approx(0.2)
+    assert d.chance == pytest.approx(0.5)  # colour .5 * .1 + .5 * .9, count .5 * .5 + .5 * .5
+    assert d.other_seed is None
+    assert story.cards[2].value == "16 of 80"
+    assert story.alignment is not None
+    assert story.alignment.layer == 1  # the aligned one
+    assert story.cards[0].title == "CKNNA with dinov2-small at layer 1"
+    assert "chance 0.140" in story.cards[0].chance
+    change = story.alignment.changes.set_index("layer")["score"]
+    assert change.tolist() == pytest.approx([-0.1, 0.1, 0.2], abs=0.01)
+
+
+def test_the_finding_follows_from_the_intervals(two: Path) -> None:
+    pair, stored = one_pair(two)
+    story = tell(pair, stored)
+    assert story.finding == (
+        "viral is more aligned with dinov2-small in layers 1 and 2 and less aligned with dinov2-small in layer 0 than"
+        " baseline. viral is more accurate, clearly so in colour."
+    )
+    assert story.caveat.startswith("One training each: nothing here says how another seed")
+    assert story.title == "Does aligning visual tokens with a vision foundation model help?"
+    assert "viral also learns to make its visual tokens resemble" in story.compared
+
+
+def test_exchanged_models_turn_the_sentence_round(two: Path) -> None:
+    pair, stored = one_pair(two)
+    there, back = tell(pair, stored), tell(pair.exchanged(), stored)
+    assert back.finding == (
+        "baseline is more aligned with dinov2-small in layer 0 and less aligned with dinov2-small in layers 1 and 2"
+        " than viral. baseline is less accurate, clearly so in colour."
+    )
+    for forth, turned in zip(there.cards, back.cards, strict=True):
+        if "→" in forth.value:
+            assert turned.value.split(" → ") == forth.value.split(" → ")[::-1]
+    forth, turned = answered(pair), answered(pair.exchanged())
+    for key, other in (("score", "score"), ("low", "high"), ("high", "low")):
+        assert forth.by_type[key].tolist() == pytest.approx((-turned.by_type[other]).tolist())
+    assert (turned.disagreement.only_first, turned.disagreement.only_second) == (16, 0)
+
+
+def test_no_difference_is_called_one(tmp_path: Path) -> None:
+    train(tmp_path, "baseline", right=right(0.5, 0.5))
+    train(tmp_path, "viral", right=[*right(0.5, 0.5)[:-1], True], aligned=True)
+    pair, stored = one_pair(tmp_path)
+    assert tell(pair, stored).finding == ("These questions do not show which of baseline and viral is more accurate.")
+    assert tell(pair, stored).cards[0].missing.startswith("python -m analyses.cknna --model baseline viral")
+
+
+def test_seeds_are_paired_and_their_interval_is_students(tmp_path: Path) -> None:
+    gains = {0: 0.1, 1: 0.2, 2: 0.15}
+    for seed, gain in gains.items():
+        train(tmp_path, f"baseline-s{seed}", right=right(0.5, 0.5 + seed / 20), seed=seed)
+        train(tmp_path, f"viral-s{seed}", right=right(0.5 + 2 * gain, 0.5 + seed / 20), seed=seed, aligned=True)
+        cknna(tmp_path, f"baseline-s{seed}", {0: [0.4, 0.5]})
+        cknna(tmp_path, f"viral-s{seed}", {0: [0.4 + gain, 0.5 + gain]})
+    train(tmp_path, "viral-s9", right=right(0.1, 0.1), seed=9, aligned=True)  # without a partner
+    pair, stored = one_pair(tmp_path)
+    assert pair.over == "seeds"
+    assert pair.names == ("baseline", "viral")
+    assert pair.keys == [f"{name}-s{seed}" for name in ("baseline", "viral") for seed in gains]
+    row = answered(pair).by_type.set_index("category").loc[MEAN]
+    t = stats.t.interval(0.95, 2, np.mean(list(gains.values())), stats.sem(list(gains.values())))
+    assert row["score"] == pytest.approx(0.15)
+    layers = by_layer(MEASURES["cknna"], pair, runs_of(stored, "cknna", pair.keys))
+    assert layers[["score", "low", "high"]].iloc[0].tolist() == pytest.approx([0.15, *t])
+    assert (layers["n"].iloc[0], layers["over"].iloc[0]) == (3, "seeds")
+    assert "Intervals are over 3 seeds" in tell(pair, stored).caveat
+    assert "each with seeds 0, 1, 2" in tell(pair, stored).compared
+    d = answered(pair).disagreement
+    assert d.only_second == pytest.approx(np.mean([80 * gain for gain in gains.values()]))
+    assert d.other_seed == pytest.approx(np.mean([2, 4, 2]) / 80)  # counts differ by 1/20 of 40 per seed
+
+
+def test_models_that_were_asked_other_questions_are_named(two: Path) -> None:
+    folder = train(two, "other", right=right(0.5, 0.5), aligned=True, weight=3.0)
+    record = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps(record | {"test": "another"}))
+    models, stored = read(two)
+    (pair,) = pairs_of(models, "baseline", ["other"])
+    story = tell(pair, stored)
+    assert story.answered is None
+    assert "other was asked 80 questions" in story.left_out[0]
+    assert story.cards[1].value == "not known"
+
+
+def test_a_model_whose_weights_are_gone_still_tells(two: Path) -> None:
+    """Only tables are read: there is no weight file in these folders."""
+    assert not list(two.rglob("*.safetensors"))
+    pair, stored = one_pair(two)
+    assert "more accurate" in tell(pair, stored).finding
+
+
+def test_the_strip_is_the_difference_in_standard_errors(two: Path) -> None:
+    pair, stored = one_pair(two)
+    table = strip(pair, stored, MEASURES).set_index("layer")
+    assert set(table["measure"]) == {"cknna"}
+    noise = np.random.default_rng(0).normal(0, 0.01, 30)
+    changes = 0.1 + noise * 0.1
+    assert table.loc[1, "z"] == pytest.approx(changes.mean() / (changes.std(ddof=1) / np.sqrt(30)))
+    assert table.loc[1, "score"] == pytest.approx(changes.mean())
+
+
+def test_all_of_this_is_known_without_torch(two: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from workbench.overview.models import read_models; from"
+        " workbench.overview.stored import read_stored; from workbench.overview.differences import pairs_of; from"
+        " workbench.overview.story import tell; root = Path(sys.argv[1]); stored = read_stored(root); models ="
+        " read_models(root, stored.runs); pair = pairs_of(models, *models.default()[:1], models.default()[1:])[0];"
+        " print(tell(pair, stored).finding); assert 'torch' not in sys.modules, 'torch'"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(two)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "more aligned" in done.stdout

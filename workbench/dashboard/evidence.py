@@ -1,0 +1,99 @@
+"""Evidence: which claims hold, how each number was made, and what to run next."""
+
+from __future__ import annotations
+
+import shlex
+
+import pandas as pd
+import streamlit as st
+
+from workbench.dashboard import claims
+from workbench.dashboard.new_run import job_queue, new_run
+from workbench.dashboard.site import Site, choice, plain
+from workbench.overview.stored import StoredRun, options_text
+
+PARTS = {"claims": "Claims", "runs": "Stored runs", "new": "New run and jobs", "report": "Report"}
+
+
+def page(site: Site) -> None:
+    """Draw one of the parts of the page."""
+    st.title("Which claims hold, and how was each number made?")
+    part = choice("part", list(PARTS), "claims", "Part", format_func=PARTS.__getitem__, label_visibility="collapsed")
+    job_queue()
+    {"claims": claims.page, "runs": _runs, "new": new_run, "report": _report}[part](site)
+
+
+def _runs(site: Site) -> None:
+    """Draw every stored analysis and everything that cannot be read."""
+    broken = [*site.stored.broken]
+    damaged = {model.key: model.why for model in site.models.by_key.values() if model.state == "damaged"}
+    stale = [run for run in site.stored.runs if run.stale]
+    count = len(damaged) + len(broken) + len(stale)
+    st.markdown(f"{len(site.stored.runs)} analyses are stored; {count} files or folders cannot be used.")
+    if count:
+        rows = [{"name": key, "why": why} for key, why in damaged.items()]
+        rows += [{"name": each.name, "why": each.why} for each in broken]
+        rows += [{"name": run.folder.name, "why": f"{run.model} was trained anew after it"} for run in stale]
+        st.subheader("Not usable")
+        st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch")
+    if not site.stored.runs:
+        st.info("No analysis is stored yet. Try `python -m analyses.cknna --model runs/baseline runs/viral`.")
+        return
+    table = pd.DataFrame([_row(run) for run in site.stored.runs])
+    left, right = st.columns(2)
+    names = sorted(table["analysis"].unique())
+    kinds = left.multiselect("Analyses", names, key="kind", bind="query-params", placeholder="all")
+    only = right.toggle("Only of the chosen models", key="only", bind="query-params")
+    shown = table[table["analysis"].isin(kinds)] if kinds else table
+    shown = shown[shown["model"].isin(site.chosen)] if only else shown
+    event = st.dataframe(
+        shown.drop(columns="command"),
+        hide_index=True,
+        width="stretch",
+        on_select="rerun",
+        selection_mode="multi-row",
+        key="stored-runs",
+    )
+    chosen = event["selection"]["rows"]
+    st.caption("Choose rows to see their commands.")
+    for place in chosen:
+        st.code(shown["command"].iloc[place], language="bash", wrap_lines=True)
+    st.download_button("Table as CSV", shown.to_csv(index=False), "runs.csv", "text/csv")
+
+
+def _row(run: StoredRun) -> dict[str, object]:
+    record = run.record
+    size = sum(file.stat().st_size for file in run.folder.iterdir()) if run.folder.exists() else 0
+    return {
+        "analysis": run.analysis,
+        "model": run.model,
+        "data": record.get("data", ""),
+        "images": record["config"].get("limit"),
+        "created": run.created[:16],
+        "seconds": record.get("seconds"),
+        "MB": round(size / 1e6, 2),
+        "commit": record.get("git", "")[:8] + (" (dirty)" if record.get("dirty") else ""),
+        "key": run.key,
+        "options": options_text(record["config"]),
+        "command": shlex.join(record.get("argv", [])),
+    }
+
+
+def _report(site: Site) -> None:
+    """Draw how the chosen models become one HTML page."""
+    if not site.chosen:
+        st.info("Choose models above.")
+        return
+    words = ["python", "-m", "analyses.all", "--model", *(str(site.root / key) for key in site.chosen)]
+    words += ["--output_dir", str(site.root), "--report", str(site.root / "report.html")]
+    st.markdown(
+        "One HTML page of every analysis of the chosen models, which needs no network. What is stored is not computed"
+        " again; what is missing is."
+    )
+    st.code(shlex.join(words), language="bash", wrap_lines=True)
+    file = site.root / "report.html"
+    if file.is_file():
+        st.download_button(
+            f"report.html ({file.stat().st_size / 1e6:.1f} MB)", file.read_bytes, "report.html", "text/html"
+        )
+        st.caption(plain(f"Made {pd.Timestamp(file.stat().st_mtime, unit='s'):%Y-%m-%d %H:%M} UTC."))

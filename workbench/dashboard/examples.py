@@ -1,0 +1,301 @@
+"""Examples: every question with both models' answers, where they disagree, sorted by any number of an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from workbench import figures
+from workbench.dashboard.site import Site, cached, choice, plain
+from workbench.dashboard.stories import stamp
+from workbench.dashboard.thumbnails import samples_of, thumbnail_of
+from workbench.overview.answers import Answered, answered, image_numbers, measures_with_images
+from workbench.overview.differences import Pair
+from workbench.overview.measures import MEASURES
+from workbench.overview.stored import Stored
+
+ROWS = 50  # on a page
+POINTS = 2000  # of the scatter, at most
+OUTCOMES = {
+    "all": "all questions",
+    "second": "only {second} right",
+    "first": "only {first} right",
+    "disagree": "they disagree",
+    "wrong": "both wrong",
+}
+BY_P = "p of the right answer, difference"
+BY_SHARE = "share of right answers, difference"
+MEAN = "mean of layers"
+
+
+def page(site: Site) -> None:
+    """Draw the filters, counts and scatter, the table of questions, and downloads of what is shown."""
+    st.title("On which images do they differ?")
+    if site.pair is None:
+        st.info("Choose two models above. Each needs the answers that `python -m trainer` stores when it finishes.")
+        return
+    data = _answered(site.pair, stamp(site, site.pair.keys))
+    for sentence in data.left_out:
+        st.caption(f"{plain(sentence)}")
+    first, second = data.pair.names
+    table = _table(data, stamp(site, data.pair.keys))
+    spec = data.pair.first[0].test_data
+    _answer(data)
+    filters, right = st.columns([3, 2], gap="large")
+    with filters:
+        shown, title = _filtered(site, data, table)
+    with right:
+        _counts(table, first, second)
+    shown = _scatter(shown, title, second)
+    if shown.empty:
+        st.info("No question is left: widen the filters.")
+        return
+    _rows(site, data, shown, spec, title)
+    _downloads(shown, spec)
+
+
+@cached
+def _answered(_pair: Pair, stamps: tuple[object, ...]) -> Answered:
+    return answered(_pair)
+
+
+@cached
+def _table(_data: Answered, stamps: tuple[object, ...]) -> pd.DataFrame:
+    """Return the questions with the share of right trainings, the outcome, and the probabilities where stored."""
+    table = _data.table[[c for c in ("id", "image_id", "category", "question", "answer", "chance") if c in _data.table]]
+    table = table.assign(first=_data.share_right(0), second=_data.share_right(1))
+    for side, name in enumerate(("given_first", "given_second")):
+        column = f"given:{_data.pair.shared[0][side].key}"
+        if column in _data.table:
+            table[name] = _data.table[column]
+    probabilities = [
+        [f"p_right:{models[side].key}" for models in _data.pair.shared if f"p_right:{models[side].key}" in _data.table]
+        for side in (0, 1)
+    ]
+    if all(probabilities):
+        table["p_first"], table["p_second"] = (_data.table[columns].mean(axis=1) for columns in probabilities)
+        table["p_difference"] = table["p_second"] - table["p_first"]
+    if "question" not in table:  # stored by an older version: from the data set, if it is on this machine
+        samples = samples_of(_data.pair.first[0].test_data)
+        texts = {key: sample.question for key, sample in samples.items()}
+        table.insert(3, "question", table["id"].map(texts).fillna("(question not stored)"))
+    return table
+
+
+def _answer(data: Answered) -> None:
+    d, (first, second) = data.disagreement, data.pair.names
+    per = " (mean of the seeds)" if d.over == "seeds" else ""
+    sentence = (
+        f"{second} alone answers {d.only_second:,.0f} of {d.questions:,} questions right, {first} alone"
+        f" {d.only_first:,.0f}{per}."
+    )
+    independent = (
+        f"If both were right independently, they would disagree on {100 * d.chance:.0f} %; here it is"
+        f" {100 * d.share.estimate:.0f} %."
+    )
+    st.markdown(f"{plain(sentence)} :gray[{plain(independent)}]")
+
+
+# --- filters --------------------------------------------------------------------------------------
+
+
+def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Draw the filters and return the questions that pass, sorted, and what they are sorted by."""
+    first, second = data.pair.names
+    names = {key: text.format(first=first, second=second) for key, text in OUTCOMES.items()}
+    outcome = choice("outcome", list(names), "all", "Outcome", format_func=names.__getitem__)
+    left, right = st.columns(2)
+    types = left.multiselect(
+        "Question types", sorted(table["category"].unique()), key="types", bind="query-params", placeholder="all"
+    )
+    text = right.text_input("Words in question or answer", key="text", bind="query-params", placeholder="such as red")
+    table = _with_number(site, data, table)
+    sortable = [name for name in (BY_P, BY_SHARE) if name in table]
+    measures = measures_with_images(site.stored, data.pair.keys)
+    titles = {measure.title.format(series="a VFM"): key for key, measure in measures.items()}
+    left, middle, right = st.columns([3, 2, 2], vertical_alignment="bottom")
+    with left:
+        by = choice("sort", [*sortable, *titles], sortable[0], "Sort by", listed=True)
+    if by in titles:
+        table = _with_measure(site, data, table, titles[by], middle, by)
+    descending = right.toggle("Largest first", value=True, key="down", bind="query-params")
+    kept = table[_passes(table, outcome)]
+    if types:
+        kept = kept[kept["category"].isin(types)]
+    if text:
+        hit = kept["question"].str.contains(text, case=False, regex=False)
+        kept = kept[hit | kept["answer"].str.contains(text, case=False, regex=False)]
+    if by in kept:
+        kept = kept.dropna(subset=[by]).sort_values(by, ascending=not descending, kind="stable")
+    return kept.reset_index(drop=True), by
+
+
+def _with_number(site: Site, data: Answered, table: pd.DataFrame) -> pd.DataFrame:
+    table = table.assign(**{BY_SHARE: table["second"] - table["first"]})
+    return table.assign(**{BY_P: table["p_difference"]}) if "p_difference" in table else table
+
+
+def _with_measure(
+    site: Site, data: Answered, table: pd.DataFrame, key: str, column: st.delta_generator.DeltaGenerator, by: str
+) -> pd.DataFrame:
+    """Return the table with the difference of a measure of its image as the column `by`."""
+    runs = site.stored.of(MEASURES[key].analysis, data.pair.keys)[0]
+    layers = [MEAN, *map(str, sorted(set(MEASURES[key].select(runs[0])["layer"].astype(int))))]
+    layer = column.selectbox("Layer", layers, key="el", bind="query-params")
+    numbers = _numbers(key, site.stored, data.pair, stamp(site, data.pair.keys), layer)
+    if numbers["image_id"].isin(table["image_id"]).sum() == 0:
+        st.caption(
+            plain(f"The analysis was run on other images ({runs[0].record.get('data')}) than the questions are about.")
+        )
+    return table.assign(**{by: table["image_id"].map(numbers.set_index("image_id")["difference"])})
+
+
+@cached
+def _numbers(key: str, _stored: Stored, _pair: Pair, stamps: tuple[object, ...], layer: str) -> pd.DataFrame:
+    return image_numbers(MEASURES[key], _stored, _pair, None if layer == MEAN else int(layer))
+
+
+def _passes(table: pd.DataFrame, outcome: str) -> pd.Series:
+    """Return which questions have an outcome; with several seeds, by the larger share of right trainings."""
+    first, second = table["first"], table["second"]
+    return {
+        "all": first >= 0,
+        "second": (second > first) & (first < 1) & ((first == 0) | (second - first >= 0.5)),
+        "first": (first > second) & (second < 1) & ((second == 0) | (first - second >= 0.5)),
+        "disagree": first != second,
+        "wrong": (first == 0) & (second == 0),
+    }[outcome]
+
+
+def _counts(table: pd.DataFrame, first: str, second: str) -> None:
+    """Draw how many questions each, both or none has right; with seeds, more than half of them."""
+    a, b = table["first"] > 0.5, table["second"] > 0.5
+    counts = pd.DataFrame(
+        [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]],
+        index=[f"{first} right", f"{first} wrong"],
+        columns=[f"{second} right", f"{second} wrong"],
+    )
+    st.caption("Questions" + (", by more than half of the seeds" if set(table["first"].unique()) - {0.0, 1.0} else ""))
+    st.dataframe(counts, width="stretch", height=108)
+
+
+def _scatter(shown: pd.DataFrame, by: str, second: str) -> pd.DataFrame:
+    """Draw probability against probability (or the sorted number); return the questions inside a lasso."""
+    if "p_first" not in shown or shown.empty:
+        return shown
+    with st.expander("Probability of the right answer: choose questions with the lasso"):
+        points = shown.head(POINTS)
+        figure = figures.new_figure(
+            xaxis_title="first model", yaxis_title="second model", height=340, hovermode="closest", dragmode="lasso"
+        )
+        figure.add_scattergl(
+            x=points["p_first"],
+            y=points["p_second"],
+            mode="markers",
+            marker={
+                "size": 5,
+                "color": [figures.COLORS[0] if d > 0 else figures.COLORS[1] for d in points["p_difference"]],
+            },
+            customdata=points[["id", "question", "answer"]],
+            hovertemplate="%{customdata[1]} (%{customdata[2]}): %{x:.2f} → %{y:.2f}<extra></extra>",
+        )
+        figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line={"color": figures.GRAY, "dash": "dot"})
+        event = st.plotly_chart(
+            figure,
+            width="stretch",
+            config=figures.EXPORT,
+            key="p-scatter",
+            on_select="rerun",
+            selection_mode=("lasso", "box"),
+        )
+        if len(shown) > POINTS:
+            st.caption(f"The first {POINTS:,} of {len(shown):,} questions.")
+        chosen = event["selection"]["point_indices"]
+    return shown.iloc[sorted(chosen)].reset_index(drop=True) if chosen else shown
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def _rows(site: Site, data: Answered, shown: pd.DataFrame, spec: str, by: str) -> None:
+    """Draw one page of the questions with thumbnails; a chosen row is drawn large, with links."""
+    pages = -(-len(shown) // ROWS)
+    number = 1
+    if pages > 1:
+        number = st.pagination(pages, key="page", bind="query-params") or 1
+    rows = shown.iloc[(number - 1) * ROWS : number * ROWS].reset_index(drop=True)
+    st.caption(f"{len(shown):,} questions; {(number - 1) * ROWS + 1} to {(number - 1) * ROWS + len(rows)} are shown.")
+    view = pd.DataFrame({"image": [thumbnail_of(spec, question) for question in rows["id"]]})
+    for column in ("question", "answer", "given_first", "given_second", "category"):
+        if column in rows:
+            view[column] = rows[column]
+    view["first"], view["second"] = rows["first"], rows["second"]
+    for column in ("p_first", "p_second"):
+        if column in rows:
+            view[column] = rows[column]
+    if by in rows and by not in (BY_P, BY_SHARE):
+        view["number"] = rows[by]
+    left, right = st.columns([3, 1], gap="medium")
+    event = left.dataframe(
+        view,
+        hide_index=True,
+        width="stretch",
+        row_height=56,
+        height=620,
+        column_config=_columns(data, by),
+        key=f"questions-{number}",
+        on_select="rerun",
+        selection_mode="single-row",
+    )
+    chosen = event["selection"]["rows"]
+    with right:
+        _one(site, data, rows.iloc[chosen[0] if chosen else 0], spec)
+
+
+def _columns(data: Answered, by: str) -> dict[str, Any]:
+    config, (first, second) = st.column_config, data.pair.names
+    several = len(data.pair.shared) > 1
+    share = "share of its seeds that answer right" if several else "1 if right, 0 if wrong"
+    given = data.pair.shared[0]
+    return {
+        "image": config.ImageColumn("image", width="small"),
+        "question": config.TextColumn("question", width="medium"),
+        "answer": config.TextColumn("right answer"),
+        "category": config.TextColumn("type"),
+        "given_first": config.TextColumn(f"{given[0].key} says"),
+        "given_second": config.TextColumn(f"{given[1].key} says"),
+        "first": config.NumberColumn(f"{first} right", help=share, format="%.2f" if several else "%d"),
+        "second": config.NumberColumn(f"{second} right", help=share, format="%.2f" if several else "%d"),
+        "p_first": config.NumberColumn(f"p, {first}", help="probability of the right answer", format="%.2f"),
+        "p_second": config.NumberColumn(f"p, {second}", help="probability of the right answer", format="%.2f"),
+        "number": config.NumberColumn(by, format="%+.3f"),
+    }
+
+
+def _one(site: Site, data: Answered, row: pd.Series, spec: str) -> None:
+    """Draw one question with the answers of every training."""
+    url = thumbnail_of(spec, row["id"])
+    if url:
+        st.image(url, width=224)
+    st.markdown(
+        f"**{plain(row['question'])}**  \nright: **{plain(row['answer'])}** :gray[(chance {row['chance']:.0%})]"
+    )
+    full = data.table[data.table["id"] == row["id"]].iloc[0]
+    for key in data.pair.keys:
+        right = bool(full[f"correct:{key}"])
+        given, p = full.get(f"given:{key}"), full.get(f"p_right:{key}")
+        words = f" {plain(given)}" if isinstance(given, str) else ""
+        chance = f" :gray[p = {p:.2f}]" if isinstance(p, float) else ""
+        st.markdown(f"{':green[✓]' if right else ':red[✗]'} {plain(key)}:{words}{chance}")
+    site.link("explorer", "Look inside both", i=row["image_id"], q=row["id"])
+
+
+def _downloads(shown: pd.DataFrame, spec: str) -> None:
+    """Draw downloads of the questions that are shown, as a table and as a list that analyses accept."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.download_button("Table as CSV", shown.to_csv(index=False), "questions.csv", "text/csv")
+        st.download_button("As a data set", "\n".join(shown["id"]) + "\n", "ids.txt", "text/plain")
+    st.caption("An analysis of these questions alone:")
+    st.code(f"python -m analyses.permutation --model ... --data {spec} --ids ids.txt", language="bash", wrap_lines=True)

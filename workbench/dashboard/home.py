@@ -1,0 +1,137 @@
+"""Home: what was compared, what came out, how sure that is, and where to look next."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from workbench import figures
+from workbench.dashboard import live
+from workbench.dashboard.glossary import meaning
+from workbench.dashboard.models import training_curves
+from workbench.dashboard.site import Site, once, plain
+from workbench.dashboard.stories import stamp, story_of
+from workbench.dashboard.thumbnails import disagreements
+from workbench.overview.story import Card, Story
+from workbench.training_folder import MEAN
+
+EMPTY = """Nothing is stored in `{}` yet.
+
+`make demo` (or `viral demo`) trains a baseline and a VIRAL model, runs every analysis on both, and takes about six
+minutes on two cores; this page follows it. To train one model: `python -m trainer shapes_viral`."""
+
+
+def page(site: Site) -> None:
+    """Draw the story of the chosen models, or of the training that is running."""
+    live.watch()
+    running = live.demo()
+    if site.pair is None:
+        _before(site, running)
+        return
+    story = story_of(site, site.pair)
+    st.title(plain(story.title))
+    st.markdown(plain(story.compared))
+    _cards(site, story)
+    st.markdown(f"**{plain(story.finding)}** {plain(story.caveat)}")
+    for sentence in story.left_out:
+        st.caption(f"{plain(sentence)}")
+    if live.unfinished(site):
+        training_curves(site, site.chosen, few=True)
+    _charts(site, story)
+    if story.answered is not None:
+        disagreements(site, story.answered)
+    _next(site, story)
+
+
+def _before(site: Site, running: bool) -> None:
+    """Draw the page of a folder with fewer than two models."""
+    st.title("VIRAL Workbench")
+    if not site.models.by_key:
+        if running:
+            st.info("The first curves will be here within about two minutes.")
+        else:
+            st.info(EMPTY.format(site.root))
+        return
+    st.markdown("There is one model here. With a second one, this page compares them.")
+    training_curves(site, list(site.models.by_key)[:6], few=True)
+
+
+def _cards(site: Site, story: Story) -> None:
+    for column, card in zip(st.columns(3, border=True), story.cards, strict=True):
+        with column:
+            _card(site, card)
+
+
+def _card(site: Site, card: Card) -> None:
+    help_of = {"layers": "CKNNA", "models": "accuracy", "examples": "chance"}
+    st.caption(f"{plain(card.title)}", help=meaning(help_of[card.page]))
+    st.markdown(f"## {plain(card.value)}")
+    if card.missing:
+        st.caption("To get it:")
+        st.code(card.missing, language="bash", wrap_lines=True)
+        return
+    st.markdown(f"{plain(card.change)}  \n:gray[{plain(card.chance)}]")
+    site.link(
+        card.page, {"layers": "By layer →", "models": "By model →", "examples": "Question by question →"}[card.page]
+    )
+
+
+def _charts(site: Site, story: Story) -> None:
+    """Draw the difference by question type, and the difference in alignment by layer."""
+    left, right = st.columns(2, gap="medium")
+    first, second = story.pair.names
+    key = (stamp(site, story.pair.keys), site.looks)
+    if story.answered is not None:
+        table = story.answered.by_type
+        shown = pd.DataFrame(
+            {
+                "name": table["category"],
+                **{key: 100 * table[key] for key in ("score", "low", "high")},
+                "over": [f"{row.n} {row.over}, {row.questions} questions" for row in table.itertuples()],
+            }
+        )
+        left.markdown(f"### Accuracy by question type: {plain(second)} minus {plain(first)}")
+        left.plotly_chart(
+            once(
+                ("types", *key),
+                lambda: figures.difference_dots(shown, x="percentage points", names=story.pair.names, last=MEAN),
+            ),
+            width="stretch",
+            config=figures.EXPORT,
+            key="by-type",
+        )
+        left.caption("95 % intervals, each for itself; gray where the interval has 0 in it.")
+    alignment = story.alignment
+    if alignment is not None:
+        changes = alignment.changes
+        by_layer = changes.rename(columns={"layer": "at"}).assign(
+            name=second, over=[f"{row.n} {row.over}" for row in changes.itertuples()]
+        )
+        right.markdown(f"### CKNNA by layer: {plain(second)} minus {plain(first)}")
+        layers = story.pair.shared[0][1].layers or story.pair.shared[0][0].layers
+        marked = layers[0] if layers else None
+        right.plotly_chart(
+            once(
+                ("layers", *key),
+                lambda: figures.layer_curves_named(by_layer, y=f"CKNNA with {alignment.vfm}", marked=marked, zero=True),
+            ),
+            width="stretch",
+            config=figures.EXPORT,
+            key="by-layer",
+        )
+        right.caption("95 % intervals; the dashed line is the layer that the alignment loss reads.")
+
+
+def _next(site: Site, story: Story) -> None:
+    """Draw links to the other pages, as questions."""
+    _, second = story.pair.names
+    st.subheader("Where to look next")
+    with st.container(horizontal=True):
+        site.link("layers", "In which layers do they differ most, and in what?")
+        site.link(
+            "examples",
+            f"Which questions does only {plain(second)} answer right?",
+            outcome="second",
+        )
+        site.link("explorer", "What does one image look like inside both?")
+        site.link("evidence", "Which claims hold, and how was each number made?")

@@ -1,0 +1,321 @@
+"""Layers: where in the network it happens, as five questions; every measure of every analysis in one form."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import zipfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from workbench import figures
+from workbench.analysis.discover import analysis_names, opening, words_of
+from workbench.dashboard.drawn import drawn
+from workbench.dashboard.models import several_seeds, training_curves
+from workbench.dashboard.site import Site, cached, choice, complain, once, plain
+from workbench.dashboard.stories import stamp
+from workbench.errors import WorkbenchError
+from workbench.overview.differences import Pair, by_layer, strip
+from workbench.overview.measures import LONG, MEASURES, QUESTIONS, Asked, Measure, scores
+from workbench.overview.stored import Stored, StoredRun, options_text
+
+SHOWN = ("Scores", "Differences")
+NONE = "No analysis of these models is stored yet. `{}` runs them all; Evidence can start a single one."
+
+
+def page(site: Site) -> None:
+    """Draw the strip of all measures, then each question with one chart."""
+    st.title("Where in the network do they differ?" if site.pair else "What happens in each layer?")
+    measured = {key: measure for key, measure in MEASURES.items() if site.stored.of(measure.analysis, site.chosen)}
+    if not measured:
+        models = " ".join(str(site.root / key) for key in site.chosen) or "runs/baseline runs/viral"
+        st.info(NONE.format(f"python -m analyses.all --model {models}"))
+    else:
+        layers = _layers(site, measured)
+        table = _strip(site, measured)
+        layer = _layer(site, layers, table)
+        shown = choice("shown", SHOWN, SHOWN[0], "Show") if site.pair else SHOWN[0]
+        _questions(site, measured, layer, shown == SHOWN[1])
+    _training(site)
+    _others(site)
+
+
+def _layers(site: Site, measured: Mapping[str, Measure]) -> list[int]:
+    """Return all layers that any measure has."""
+    layers: set[int] = set()
+    for measure in measured.values():
+        for runs in site.stored.of(measure.analysis, site.chosen)[:1]:
+            layers |= set(_scores(measure.key, tuple(run.folder.name for run in runs), runs)["layer"])
+    return sorted(layers)
+
+
+@cached
+def _scores(measure: str, folders: tuple[str, ...], _runs: Sequence[StoredRun]) -> pd.DataFrame:
+    return scores(MEASURES[measure], _runs)
+
+
+@cached
+def _strip_table(_pair: Pair, _stored: Stored, stamps: tuple[object, ...]) -> pd.DataFrame:
+    return strip(_pair, _stored, MEASURES)
+
+
+@cached
+def _changes(measure: str, _pair: Pair, _runs: Mapping[str, StoredRun], stamps: tuple[object, ...]) -> pd.DataFrame:
+    return by_layer(MEASURES[measure], _pair, _runs)
+
+
+# --- the strip ------------------------------------------------------------------------------------
+
+
+def _strip(site: Site, measured: Mapping[str, Measure]) -> pd.DataFrame:
+    """Return the differences of the pair in all measures, which the page draws below its first sentence."""
+    if site.pair is None:
+        return pd.DataFrame()
+    stamps = stamp(site, site.pair.keys)
+    table = _strip_table(site.pair, site.stored, stamps)
+    return table[table["measure"].isin(list(measured))]
+
+
+def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
+    """Draw the choice of the layer with, for a pair, the strip, and return the layer."""
+    default = _first_layer(site, layers, table)
+    if len(table):
+        largest = table.loc[table["z"].abs().idxmax()]
+        first, second = site.pair.names if site.pair else ("", "")
+        sentence = (
+            f"The clearest difference is in {largest['title']} at layer {largest['layer']}: {second} minus {first} is"
+            f" {largest['score']:+.3f} [{largest['low']:+.3f}, {largest['high']:+.3f}] over {largest['n']:.0f}"
+            f" {largest['over']}."
+        )
+        picked = "It was picked from all cells below, so it is likely to be smaller in new data."
+        st.markdown(f"{plain(sentence)} :gray[{picked}]")
+    if "l" not in st.session_state or st.session_state["l"] not in layers:
+        wanted = st.query_params.get("l", "")
+        st.session_state["l"] = int(wanted) if wanted.isdigit() and int(wanted) in layers else default
+        if wanted and not (wanted.isdigit() and int(wanted) in layers):
+            complain("l", wanted, default)
+            st.rerun()
+    if len(table):
+        with st.expander("In which layer do they differ most? All measures at once", expanded=True):
+            marked = st.session_state["l"]
+            key = ("strip", stamp(site, site.pair.keys if site.pair else []), marked)
+            st.plotly_chart(
+                once(key, lambda: figures.layer_strip(table, marked=marked)),
+                width="stretch",
+                config=figures.EXPORT,
+                key="strip",
+            )
+            st.caption(
+                "Blue: higher in the second model. A dot: the 95 % interval leaves 0 out, not corrected for the number"
+                " of cells."
+            )
+    if len(layers) > 1:
+        st.select_slider("Layer, marked in every chart", layers, key="l", bind="query-params")
+    return int(st.session_state["l"])
+
+
+def _first_layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
+    if site.pair is not None:
+        for model in (site.pair.second[0], site.pair.first[0]):
+            if model.layers and model.layers[0] in layers:
+                return model.layers[0]
+    return layers[len(layers) // 2]
+
+
+# --- the questions --------------------------------------------------------------------------------
+
+
+def _questions(site: Site, measured: Mapping[str, Measure], layer: int, differences: bool) -> None:
+    """Draw each question that a stored analysis answers, two side by side; name the others."""
+    answered = [asked for asked in QUESTIONS if any(measure.asked == asked for measure in measured.values())]
+    for start in range(0, len(answered), 2):
+        for column, asked in zip(st.columns(2, gap="large"), answered[start : start + 2], strict=False):
+            with column:
+                of_question = {key: measure for key, measure in measured.items() if measure.asked == asked}
+                _question(site, asked, of_question, layer, differences)
+    missing = [QUESTIONS[asked] for asked in QUESTIONS if asked not in answered]
+    if missing:
+        st.caption(f"Not measured yet: {', '.join(missing)} Evidence can start the analyses.")
+
+
+def _question(site: Site, asked: Asked, measures: dict[str, Measure], layer: int, differences: bool) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.subheader(QUESTIONS[asked], help=LONG[asked])
+    titles = {key: measure.title.format(series="a VFM") for key, measure in measures.items()}
+    by_title = {title: key for key, title in titles.items()}
+    title = choice(f"m-{asked}", list(by_title), next(iter(by_title)), "Measure")
+    measure = measures[by_title[title]]
+    if differences and site.pair is not None:
+        _difference(site, site.pair, measure, layer)
+    else:
+        _score(site, measure, layer)
+    with st.expander("What this number is, and is not; every figure and the table"):
+        st.caption(plain(f"Here: {measure.explained}."))
+        for paragraph in opening(measure.analysis):
+            if paragraph.startswith("    "):
+                st.code(paragraph, language=None)
+            else:
+                st.markdown(plain(paragraph))
+        if st.toggle("Draw every figure and the table", key=f"all-{asked}", bind="query-params"):
+            every_figure(site, measure.analysis, f"{asked}")
+
+
+def _score(site: Site, measure: Measure, layer: int) -> None:
+    """Draw a measure of the chosen models by layer, and its value at the chosen layer in a sentence."""
+    runs = _chosen_question(site, measure)
+    table = _scores(measure.key, tuple(run.folder.name for run in runs), runs)
+    series = list(dict.fromkeys(table["series"]))
+    if len(series) > 1:
+        picked = choice(f"s-{measure.key}", series, series[0], "Compared with")
+        table = table[table["series"] == picked]
+    shown = table.rename(columns={"model": "name", "layer": "at"}).assign(
+        over=[f"{n:.0f} images" for n in table["n_images"]], chance=table["null_q95"].fillna(table["chance"])
+    )
+    if several_seeds(site):
+        shown["group"] = [site.models.by_key[key].variant for key in shown["name"]]
+    st.markdown(_values(shown, layer))
+    title = measure.title.format(series=series[0] if len(series) == 1 else picked)
+    zero = measure.neutral is not None
+    key = ("score", measure.key, tuple(run.folder.name for run in runs), title, layer, "group" in shown, site.looks)
+    figure = once(key, lambda: figures.layer_curves_named(shown, y=title, marked=layer, zero=zero))
+    st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"score-{measure.key}")
+    st.caption(_about(runs))
+
+
+def _values(shown: pd.DataFrame, layer: int) -> str:
+    """Return the values at a layer in words: with intervals, or the means of groups of seeds."""
+    at = shown[shown["at"] == layer]
+    if at.empty:
+        return f"Layer {layer} is not measured."
+    if "group" in at:
+        means = at.groupby("group", sort=False)["score"].agg(["mean", "size"])
+        values = [f"{name} {mean:.3f} (mean of {size:.0f})" for name, (mean, size) in means.iterrows()]
+    else:
+        values = [f"{row.name} {row.score:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in at.itertuples(index=False)]
+    more = f" and {len(values) - 4} more" if len(values) > 4 else ""
+    return plain(f"Layer {layer}: {', '.join(values[:4])}{more}")
+
+
+def _difference(site: Site, pair: Pair, measure: Measure, layer: int) -> None:
+    """Draw second minus first by layer."""
+    runs = {run.model: run for run in _chosen_question(site, measure)}
+    stamps = (str(site.root), *pair.names, *(run.folder.name for run in runs.values()))
+    table = _changes(measure.key, pair, runs, stamps)
+    if table.empty:
+        st.info("This measure is not stored of both models with the same options and images.")
+        return
+    at = table[table["layer"] == layer]
+    names = table["series"].map(lambda series: series or pair.names[1])
+    shown = table.rename(columns={"layer": "at"}).assign(
+        name=names if table["series"].nunique() > 1 else pair.names[1],
+        over=[_over(row) for row in table.itertuples()],
+    )
+    for row in at.itertuples():
+        st.markdown(plain(f"Layer {layer}: {row.score:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {_over(row)}"))
+    first, second = pair.names
+    key = ("difference", measure.key, stamps, layer, site.looks)
+    figure = once(key, lambda: figures.layer_curves_named(shown, y=f"{second} minus {first}", marked=layer, zero=True))
+    st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"difference-{measure.key}")
+    st.caption(
+        plain(measure.title.format(series=", ".join(dict.fromkeys(table["series"]))))
+        + ". "
+        + _about(list(runs.values()))
+    )
+
+
+def _over(row: Any) -> str:
+    return f"{row.n:.0f} {row.over}" + (f", Holm p {row.p_holm:.3g}" if row.p_holm == row.p_holm else "")
+
+
+def _chosen_question(site: Site, measure: Measure) -> list[StoredRun]:
+    """Return the runs to show; where runs with several options or images are stored, the user chooses."""
+    lists = site.stored.of(measure.analysis, site.chosen)
+    if len(lists) == 1:
+        return lists[0]
+    texts = {
+        runs[0].question: f"{runs[0].record['config'].get('limit')} images of {runs[0].record.get('data')},"
+        f" {len(runs)} models ({options_text(runs[0].record['config'])})"
+        for runs in lists
+    }
+    key = f"run-{measure.analysis}-{measure.asked}"
+    with st.popover(f"{len(texts)} sets of images and options", type="tertiary"):
+        picked = choice(key, list(texts), next(iter(texts)), "Shown", listed=True, format_func=texts.__getitem__)
+    return next(runs for runs in lists if runs[0].question == picked)
+
+
+def _about(runs: Sequence[StoredRun]) -> str:
+    record = runs[0].record
+    left_out = [sentence for run in runs for sentence in run.record.get("left_out", [])]
+    notes = f" Left out: {'; '.join(dict.fromkeys(left_out))}" if left_out else ""
+    return plain(
+        f"{record['config'].get('limit')} images of {record.get('data')}, 95 % intervals; dotted: chance.{notes}"
+    )
+
+
+# --- every figure of an analysis ------------------------------------------------------------------
+
+
+def every_figure(site: Site, analysis: str, key: str) -> None:
+    """Draw all figures and the summary that an analysis makes of the chosen models, with downloads and commands."""
+    lists = site.stored.of(analysis, site.chosen)
+    if not lists:
+        words = " ".join([*words_of(analysis), "--model", *(str(site.root / name) for name in site.chosen)])
+        st.info(f"No run of this analysis is stored for these models. `{words}` makes one.")
+        return
+    runs = lists[0]
+    try:
+        drawn_figures, summary = drawn(
+            analysis,
+            {figures.plain_name(run.model): str(run.folder) for run in runs},
+            {figures.plain_name(run.model): site.colors[run.model] for run in runs},
+        )
+    except WorkbenchError as error:
+        st.error(plain(error))
+        return
+    for title, figure in drawn_figures.items():
+        st.markdown(f"**{plain(title)}**")
+        st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"{key}-{title}")
+    numbers = {c: st.column_config.NumberColumn(format="%.3f") for c in summary.select_dtypes("float")}
+    st.dataframe(summary, hide_index=True, width="stretch", column_config=numbers, key=f"{key}-table")
+    with st.container(horizontal=True):
+        st.download_button("Table as CSV", summary.to_csv(index=False), f"{analysis}.csv", "text/csv", key=f"{key}-csv")
+        st.download_button(
+            "Figures as HTML", partial(_archive, drawn_figures), f"{analysis}.zip", "application/zip", key=f"{key}-zip"
+        )
+    for run in runs:
+        st.code(shlex.join(run.record.get("argv", [])), language="bash", wrap_lines=True)
+
+
+def _archive(drawn_figures: Mapping[str, Any]) -> bytes:
+    """Return a zip of an HTML page per figure beside one copy of plotly.js, which fetches and uploads nothing."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("plotly.min.js", figures.javascript())
+        for title, figure in drawn_figures.items():
+            page = go.Figure(figure).to_html(include_plotlyjs="plotly.min.js", config=figures.EXPORT)
+            archive.writestr(f"{title.lower().replace(' ', '_').replace('/', '_')}.html", page)
+    return content.getvalue()
+
+
+def _training(site: Site) -> None:
+    """Draw when in training it happens."""
+    training_curves(site, site.chosen, few=True, grouped=several_seeds(site), title="When in training?")
+    if site.stored.of("dynamics", site.chosen) and st.toggle(
+        "Draw every figure and the table of the checkpoints", key="all-dynamics", bind="query-params"
+    ):
+        every_figure(site, "dynamics", "dynamics")
+
+
+def _others(site: Site) -> None:
+    """Draw analyses that are no measure of layers, such as benchmarks and those of plugins."""
+    known = {measure.analysis for measure in MEASURES.values()} | {"dynamics"}
+    for name in analysis_names():
+        if name not in known and site.stored.of(name, site.chosen):
+            st.subheader(plain(name.replace("_", " ").capitalize()))
+            if st.toggle("Draw every figure and the table", key=f"all-{name}", bind="query-params"):
+                every_figure(site, name, name)

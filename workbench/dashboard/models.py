@@ -1,0 +1,314 @@
+"""Models: which there are, which is best at what, and how their trainings went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from workbench import figures
+from workbench.dashboard import live
+from workbench.dashboard.folders import below_root
+from workbench.dashboard.glossary import meaning
+from workbench.dashboard.site import Site, cached, choice, once, plain
+from workbench.dashboard.stories import stamp, story_of
+from workbench.errors import one_line
+from workbench.overview import table as tables
+from workbench.overview.models import Model, Models, files_below
+from workbench.training_folder import MEAN, checkpoints, cknna_log, evaluated_on, score_log
+
+
+def page(site: Site) -> None:
+    """Draw the table of models, and curves and accuracies of the chosen ones."""
+    live.watch()
+    st.title("Which models are there, and which is best at what?")
+    if not site.models.by_key:
+        st.info(
+            f"No model is in `{site.root}` yet. Train one with `python -m trainer shapes_viral`, or run `viral demo`."
+        )
+        return
+    _answer(site)
+    _table(site)
+    grouped = _toggle_groups(site)
+    training_curves(site, site.chosen, grouped=grouped)
+    _by_type(site)
+    _warnings(site)
+    _sweeps(site)
+    _one_model(site)
+
+
+def _answer(site: Site) -> None:
+    """Draw the sentence that answers the page's question."""
+    if site.pair is not None:
+        story = story_of(site, site.pair)
+        st.markdown(f"{plain(story.finding)} :gray[{plain(story.caveat)}]")
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@cached
+def _rows(_models: Models, baseline: str, by_seed: bool, stamps: tuple[object, ...]) -> pd.DataFrame:
+    return tables.variant_rows(_models, baseline) if by_seed else tables.model_rows(_models, baseline)
+
+
+def _table(site: Site) -> None:
+    left, middle, right = st.columns([2, 2, 1], vertical_alignment="bottom")
+    text = left.text_input("Find a model", key="find", bind="query-params", placeholder="part of a name or variant")
+    variants = list(site.models.variants)
+    wanted = middle.multiselect("Variants", variants, key="variant", bind="query-params", placeholder="all")
+    by_seed = right.toggle("Group seeds", key="group", bind="query-params", help=meaning("seed"))
+    stamps = (*stamp(site, list(site.models.by_key)), *logs_stamp(site, list(site.models.by_key)))
+    rows = _rows(site.models, site.baseline, by_seed, stamps)
+    name = "variant" if by_seed else "key"
+    shown = rows[rows[name].str.contains(text, case=False, regex=False)] if text else rows
+    if wanted:
+        shown = shown[shown["variant"].isin(wanted)]
+    shown = shown.reset_index(drop=True)
+    event = st.dataframe(
+        shown.drop(columns=["why", "chance"], errors="ignore"),
+        hide_index=True,
+        width="stretch",
+        column_config=_columns(site, by_seed),
+        key=f"models-{by_seed}",
+        on_select="rerun",
+        selection_mode="multi-row",
+        height=min(38 + 35 * max(1, len(shown)), 460),
+    )
+    st.caption(_about(site, shown, by_seed))
+    chosen = [str(shown[name].iloc[row]) for row in event["selection"]["rows"]]
+    keys = [model.key for each in chosen for model in site.models.variants[each]] if by_seed else chosen
+    if keys:
+        st.button(f"Compare these {len(keys)} with {plain(site.baseline)}", on_click=_compare, args=(site, keys))
+
+
+def _compare(site: Site, keys: Sequence[str]) -> None:
+    """Compare the chosen rows; together with the baseline, its other seeds stay."""
+    own = site.models.by_key[site.baseline].variant
+    seeds = [key for key in site.others if site.models.by_key[key].variant == own]
+    st.session_state["m"] = [key for key in dict.fromkeys([*seeds, *keys]) if key != site.baseline]
+
+
+def _columns(site: Site, by_seed: bool) -> dict[str, Any]:
+    config = st.column_config
+    over = "over seeds" if by_seed else "over images"
+    return {
+        "key": config.TextColumn("model", pinned=True),
+        "variant": config.TextColumn("variant", pinned=by_seed),
+        "alignment": config.TextColumn("alignment", help=meaning("alignment loss"), width="medium"),
+        "accuracy": config.NumberColumn("accuracy", help=meaning("accuracy"), format="%.3f"),
+        "low": config.NumberColumn("low", help=f"95 % interval {over}", format="%.3f"),
+        "high": config.NumberColumn("high", help=f"95 % interval {over}", format="%.3f"),
+        "difference": config.NumberColumn("minus baseline", help=f"{meaning('baseline')}", format="%+.3f"),
+        "d_low": config.NumberColumn("low ", help=f"95 % interval of the difference, {over}", format="%+.3f"),
+        "d_high": config.NumberColumn("high ", help=f"95 % interval of the difference, {over}", format="%+.3f"),
+        "p_holm": config.NumberColumn("Holm p", help=meaning("Holm p"), format="%.3g"),
+        "CKNNA": config.NumberColumn(
+            "CKNNA", help=f"{meaning('CKNNA')} Measured at the end of training.", format="%.3f"
+        ),
+        "curve": config.LineChartColumn("over training", help="accuracy (or loss) over the steps of the training"),
+        "state": config.TextColumn("state"),
+    }
+
+
+def _about(site: Site, shown: pd.DataFrame, by_seed: bool) -> str:
+    data = dict.fromkeys(model.test_data for model in site.models.by_key.values() if model.test_data)
+    chance = shown["chance"].dropna().unique() if "chance" in shown else np.array([])
+    level = f", chance {chance.min():.3f}" if len(chance) else ""
+    over = (
+        "seeds; differences are paired by seed, Holm-corrected over the variants"
+        if by_seed
+        else ("images, paired by question; they say nothing about other seeds")
+    )
+    return plain(
+        f"Accuracy on {', '.join(data) or 'no data yet'}, mean of question types{level}. Intervals are over {over}."
+    )
+
+
+def _toggle_groups(site: Site) -> bool:
+    if not several_seeds(site):
+        return False
+    return st.toggle("Curves: one mean per variant, seeds as thin lines", value=True, key="means", bind="query-params")
+
+
+def several_seeds(site: Site) -> bool:
+    """Return whether seeds of one variant are chosen beside another model."""
+    variants = [site.models.by_key[key].variant for key in site.chosen]
+    return len(variants) > max(2, len(set(variants)))
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def training_curves(
+    site: Site, keys: Sequence[str], *, grouped: bool = False, few: bool = False, title: str = "Training"
+) -> None:
+    """Draw measures over the steps of training.
+
+    Args:
+        keys: the models.
+        grouped: whether seeds are thin lines around the mean of their variant.
+        few: whether to draw the first three measures without a choice.
+        title: the heading.
+    """
+    models = [site.models.by_key[key] for key in keys if site.models.by_key[key].folder is not None]
+    stamps = logs_stamp(site, [model.key for model in models])
+    curves = once(("curves", stamps), lambda: _curves(models))
+    if not curves:
+        return
+    measures = list(curves)
+    first: list[str] = [name for name in ("accuracy, mean of types", "loss on answers (training)") if name in measures]
+    first += [name for name in measures if name.startswith("CKNNA")][:1]
+    first = first or measures[:2]
+    st.subheader(title)
+    shown: list[str] = first
+    if not few:
+        shown = st.multiselect("Curves", measures, default=first, key="curves", bind="query-params")
+    for column, measure in zip(st.columns(max(1, min(3, len(shown)))) * len(shown), shown, strict=False):
+        figure = once(
+            ("curve", stamps, site.looks, measure, grouped), partial(_curve, site, curves[measure], measure, grouped)
+        )
+        column.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
+    st.caption(
+        "Bands: 95 % intervals over the images (or conversations) of the validation split. Losses of training batches"
+        " have none. Dotted: chance; for CKNNA the 95th percentile of its null."
+    )
+
+
+def logs_stamp(site: Site, keys: Sequence[str]) -> tuple[object, ...]:
+    """Return what changes when the training log of one of these models changes."""
+    return (str(site.root), *((key, site.models.by_key[key].stamps) for key in keys))
+
+
+def _curve(site: Site, table: pd.DataFrame, measure: str, grouped: bool) -> figures.Figure:
+    if grouped:
+        table = table.assign(group=[site.models.by_key[key].variant for key in table["name"]])
+    return figures.named_curves(table, x="step", y=measure, bands=table["name"].nunique() <= figures.LINES)
+
+
+def _curves(models: Sequence[Model]) -> dict[str, pd.DataFrame]:
+    """Return {measure: columns name, at, score, low, high, over, chance} of the logs of some models."""
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for model in models:
+        log = tables.log_of(model)
+        for column in log.columns:
+            if column.startswith("accuracy/") or column == "val_lm_loss":
+                scored = score_log(log, column)
+                over = [f"n = {n:.0f}" if n == n else "no interval stored" for n in scored["n"]]
+                chance = scored["chance"] if column.startswith("accuracy/") else np.nan
+                part = scored.rename(columns={"step": "at"}).assign(over=over, chance=chance)
+            elif column.endswith("_loss"):
+                rows = log.dropna(subset=[column]).drop_duplicates("step")
+                part = rows[["step", column]].set_axis(["at", "score"], axis=1)
+                part = part.assign(low=part["score"], high=part["score"], over="batches", chance=np.nan)
+            else:
+                continue
+            if len(part):  # not yet measured, where the training has just begun
+                parts.setdefault(_measure(column), []).append(part.assign(name=model.key))
+        if len(log) and model.folder is not None:
+            for of, rows in cknna_log(model.folder).groupby("of", sort=False):
+                over = [f"{n:.0f} tokens of {i:.0f} images" for n, i in zip(rows["n"], rows["n_images"], strict=True)]
+                part = rows.rename(columns={"step": "at", "null_q95": "chance"}).assign(over=over, name=model.key)
+                parts.setdefault(f"CKNNA, {of}", []).append(part)
+    columns = ["name", "at", "score", "low", "high", "over", "chance"]
+    return {name: pd.concat(tables_, ignore_index=True)[columns] for name, tables_ in parts.items()}
+
+
+def _measure(column: str) -> str:
+    """Return what a column of the log is called on the page."""
+    names = {
+        "accuracy/mean": "accuracy, mean of types",
+        "lm_loss": "loss on answers (training)",
+        "alignment_loss": "alignment loss (training)",
+        "val_lm_loss": "loss on answers (validation)",
+        "val_alignment_loss": "alignment loss (validation)",
+    }
+    return names.get(column, column.replace("accuracy/", "accuracy, ").replace("_", " "))
+
+
+# --- accuracy by type, warnings, sweeps, one model ------------------------------------------------
+
+
+def _by_type(site: Site) -> None:
+    found = {key: tables.accuracies_of(site.models.by_key[key]) for key in site.chosen}
+    found = {key: table for key, table in found.items() if len(table)}
+    if not found:
+        return
+    st.subheader("Accuracy by question type")
+    figure = once(("types", logs_stamp(site, site.chosen), site.looks), partial(_types, found))
+    st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key="accuracy")
+    data = dict.fromkeys(evaluated_on(site.models.by_key[key].recipe) for key in found)
+    st.caption(plain(f"On {', '.join(data)}; 95 % intervals over images. They say nothing about other seeds."))
+
+
+def _types(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
+    if len(accuracies) <= figures.LINES:
+        return figures.accuracy_by_type({figures.plain_name(key): table for key, table in accuracies.items()})
+    long = pd.concat([table.assign(name=key) for key, table in accuracies.items()])
+    shown = long.rename(columns={"category": "at", "accuracy": "score"}).assign(over="images")
+    return figures.layer_heat(shown, title="accuracy").update_xaxes(title="question type")
+
+
+def _warnings(site: Site) -> None:
+    lines = []
+    for key in site.chosen:
+        log = tables.log_of(site.models.by_key[key])
+        if "warning" in log:
+            rows = log.dropna(subset=["warning"])
+            lines += [f"{key}, step {row.step}: {row.warning}" for row in rows.itertuples()]
+    for line in lines:
+        st.warning(plain(line))
+
+
+def _sweeps(site: Site) -> None:
+    """Draw the tables that `python -m trainer.sweep` stored."""
+    files = {str(f.relative_to(site.root).with_suffix("")): f for f in files_below(site.root, "sweep-*.parquet")}
+    if not files:
+        return
+    st.subheader("Sweeps")
+    name = choice("sweep", list(files), next(iter(files)), "Sweep")
+    try:
+        table = pd.read_parquet(files[name])
+    except (OSError, ValueError) as error:
+        st.warning(plain(f"{name} cannot be read ({one_line(error)}): expected the table of a sweep."))
+        return
+    kinds = list(dict.fromkeys(table["type"]))
+    kind = choice("type", kinds, MEAN if MEAN in kinds else kinds[0], "Question type")
+    of_type = table[table["type"] == kind]
+    st.plotly_chart(figures.sweep_figure(of_type), width="stretch", config=figures.EXPORT, key="sweep-points")
+    st.caption(
+        "95 % intervals over seeds; differences are paired by seed, with Holm's correction over the variants. A variant"
+        " with one seed has no interval."
+    )
+    st.dataframe(of_type.drop(columns=["type", "against"]), hide_index=True, width="stretch")
+
+
+def _one_model(site: Site) -> None:
+    """Draw everything that is stored about one model."""
+    st.subheader("One model")
+    keys = list(site.models.by_key)
+    key = choice("one", keys, site.others[-1] if site.others else keys[0], "Model")
+    model = site.models.by_key[key]
+    if model.folder is None:
+        st.caption("Only analyses of this model are stored here.")
+        return
+    record = model.record
+    facts = {
+        "state": tables.state_words(model, tables.log_of(model)),
+        "variant": model.variant,
+        "seed": model.seed,
+        "seconds": round(record["seconds"]) if "seconds" in record else None,
+        "steps per second": round(record["steps_per_second"], 2) if "steps_per_second" in record else None,
+        "commit": record.get("git", "")[:8] + (" (dirty)" if record.get("dirty") else ""),
+        "checkpoints": ", ".join(str(checkpoint.step) for checkpoint in checkpoints(model.folder)),
+    }
+    st.markdown("  \n".join(f"**{name}**: {plain(value)}" for name, value in facts.items() if value not in (None, "")))
+    for title, name, language in (("Recipe", "recipe.yaml", "yaml"), ("Model card", "README.md", "markdown")):
+        file = below_root(model.folder) / name
+        if file.exists():
+            with st.expander(title):
+                st.code(file.read_text(encoding="utf-8", errors="replace"), language=language)

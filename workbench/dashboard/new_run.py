@@ -1,0 +1,132 @@
+"""A form that stands for the command of an analysis, and the jobs that it started."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import Any
+
+import streamlit as st
+
+from workbench.analysis.discover import analysis_names, words_of
+from workbench.dashboard.drawn import options
+from workbench.dashboard.jobs import Job, jobs, may_start
+from workbench.dashboard.site import Site, choice, plain
+from workbench.errors import WorkbenchError
+
+
+def new_run(site: Site) -> None:
+    """Draw a form with the options of an analysis, and the command that it stands for."""
+    names = analysis_names()
+    analysis = choice("analysis", names, "cknna" if "cknna" in names else names[0], "Analysis")
+    models = [model.key for model in site.models.by_key.values() if model.state == "finished"]
+    if not models:
+        st.info("No finished model is here yet. Train one with `python -m trainer shapes_viral`, or run `viral demo`.")
+        return
+    chosen = st.multiselect("Models", models, default=[key for key in site.chosen if key in models], key="new-model")
+    words = [*words_of(analysis), "--model", *(str(site.root / name) for name in chosen)]
+    try:
+        fields = options(analysis)
+    except WorkbenchError as error:
+        st.error(plain(error))
+        return
+    flags = [
+        _flag(column, field, f"new-{analysis}-{field['name']}")
+        for column, field in zip(st.columns(3) * len(fields), fields, strict=False)
+    ]
+    words += [word for flag in flags for word in flag]
+    words += ["--output_dir", str(site.root)]
+    st.code(shlex.join(words), language="bash", wrap_lines=True)
+    _estimate(site, analysis, len(chosen))
+    wrong = [word for flag in flags for word in flag[1:] if word.startswith("-")]
+    if wrong:
+        st.error(plain(f"'{wrong[0]}' begins with a dash, like an option: expected a value."))
+    _start(analysis, words, ready=bool(chosen) and not wrong)
+
+
+def _estimate(site: Site, analysis: str, models: int) -> None:
+    """Draw how long earlier runs took."""
+    earlier = [run.record for run in site.stored.runs if run.analysis == analysis and run.record.get("seconds")]
+    if earlier:
+        rate = sorted(r["seconds"] / max(1, r["config"].get("limit") or 1) for r in earlier)[len(earlier) // 2]
+        st.caption(
+            f"{len(earlier)} earlier runs took {rate:.2f} s per image and model (median), without loading the model:"
+            f" about {rate * models * 100:.0f} s for 100 images of {models} models."
+        )
+
+
+def _flag(column: Any, field: dict[str, Any], key: str) -> list[str]:
+    """Draw one field of the form, and return the words that it adds to the command (none at its default)."""
+    name, kind, default, text = (field[part] for part in ("name", "kind", "default", "help"))
+    value: Any
+    if kind == "bool":
+        value = column.checkbox(name, default, key=key, help=text)
+        return [] if value == default else [f"--{name}" if value else f"--no-{name}"]
+    if kind in ("int", "float"):
+        convert = int if kind == "int" else float
+        low, high = (None if end is None else convert(end) for end in (field["low"], field["high"]))
+        value = column.number_input(name, low, high, convert(default), key=key, help=text)
+        return [] if value == default else [f"--{name}", str(value)]
+    if kind == "choice":
+        value = column.selectbox(name, field["choices"], index=field["choices"].index(default), key=key, help=text)
+        return [] if value == default else [f"--{name}", value]
+    before = " ".join(map(str, default)) if kind == "words" else "" if default is None else str(default)
+    value = column.text_input(name, before, key=key, help=text)
+    words = value.split() if kind == "words" else [value]  # a path may contain spaces
+    return [] if value == before else [f"--{name}", *words]
+
+
+def _start(name: str, words: list[str], *, ready: bool) -> None:
+    """Draw the button that runs the command."""
+    job = jobs().newest.get(name)
+    if not may_start():
+        st.caption(
+            "This page starts jobs only if the dashboard is served to this machine alone (`--server.address"
+            " 127.0.0.1`). Copy the command and run it in a terminal."
+        )
+    elif st.button(
+        "Start", type="primary", disabled=not ready or (job is not None and job.state == "running"), key="start-job"
+    ):
+        jobs().start(name, words)
+        st.rerun()
+
+
+def job_queue() -> None:
+    """Draw the jobs of this server, redrawn every second while one runs."""
+    newest = jobs().newest
+    if newest:
+        running = any(job.state == "running" for job in newest.values())
+        st.fragment(_jobs, run_every=1.0 if running else None)()
+
+
+def _jobs() -> None:
+    newest = jobs().newest
+    states = {name: job.state for name, job in newest.items()}
+    before = st.session_state.get("job-states", {})
+    st.session_state["job-states"] = states
+    if any(before.get(name) == "running" and state != "running" for name, state in states.items()):
+        st.rerun()  # its results are in the folder now
+    for name, job in newest.items():
+        with st.container(border=True):
+            _job(name, job)
+
+
+def _job(name: str, job: Job) -> None:
+    """Draw a job's progress and the button that stops it, or how it ended."""
+    state = job.state
+    if state == "running":
+        progress = job.progress()
+        share, text = progress if progress else (0.0, (job.lines() or ["starting"])[-1])
+        st.progress(share, text=plain(f"{name}: {text}"))
+        st.caption(f"Running for {time.monotonic() - job.started:.0f} s: `{shlex.join(job.words)}`")
+        if st.button("Stop", disabled=job.stopped, key=f"stop-{name}"):
+            job.stop()
+        return
+    if state == "failed":
+        st.error(plain(f"{name}: {job.error()}"))
+    elif state == "stopped":
+        st.warning(f"{name}: Stopped. Finished chunks are stored; the same command continues from there.")
+    else:
+        st.success(f"{name}: Done; its runs are among the stored ones, and on Layers.")
+    with st.expander("Output"):
+        st.code("\n".join(job.lines()[-30:]), language=None)

@@ -1,0 +1,227 @@
+"""What all pages share: the models of the runs folder, the chosen ones, their colors, and links that keep all of it.
+
+Everything that is chosen is in the address, under keys that are names of folders and hashes, so that a copied address
+shows the same page: `b` the baseline, `m` the other models, `with` the variant that is compared with the baseline, `l`
+the layer. What an address names and the folder does not have is said in one sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import streamlit as st
+from streamlit.navigation.page import StreamlitPage
+
+from workbench.dashboard.folders import runs_root
+from workbench.data.base import content_hash
+from workbench.figures import model_colors, plain_name
+from workbench.overview.differences import Pair, pairs_of
+from workbench.overview.models import Models, read_models
+from workbench.overview.stored import Stored, read_stored
+
+T = TypeVar("T")
+
+
+@dataclass
+class Site:
+    """The runs folder as it is now, and what is chosen of it.
+
+    Attributes:
+        colors: {key of a model, or variant: color}, for all of the folder.
+        baseline: key of the pinned model, "" in an empty folder.
+        others: keys of the models that are compared with it.
+        pairs: the baseline's group with each other group.
+        pair: the one of them that Home, Layers and Examples show; None with fewer than two models.
+        pages: {name: page}, for links.
+    """
+
+    root: Path
+    stored: Stored
+    models: Models
+    colors: Mapping[str, str]
+    baseline: str = ""
+    others: Sequence[str] = ()
+    pairs: Sequence[Pair] = ()
+    pair: Pair | None = None
+    pages: dict[str, StreamlitPage] = field(default_factory=dict)
+
+    @cached_property
+    def looks(self) -> str:
+        """Hash of the colors and variants of all models, on which the look of a figure depends."""
+        return content_hash(*sorted(self.colors.items()), *((m.key, m.variant) for m in self.models.by_key.values()))
+
+    @property
+    def chosen(self) -> list[str]:
+        """The keys of all chosen models, the baseline first."""
+        return [self.baseline, *self.others] if self.baseline else []
+
+    def address(self, **more: Any) -> dict[str, Any]:
+        """Return the parameters of an address that keeps what is chosen, and `more`."""
+        shared = {"b": self.baseline, "m": list(self.others)}
+        if len(self.pairs) > 1 and self.pair is not None:
+            shared["with"] = self.pair.names[1]
+        return {key: value for key, value in (shared | more).items() if value not in ("", [], None)}
+
+    def link(self, page: str, label: str, **more: Any) -> None:
+        """Draw a link to a page that keeps what is chosen."""
+        st.page_link(self.pages[page], label=label, query_params=self.address(**more))
+
+
+def read_site() -> Site:
+    """Read the runs folder; unchanged files are not read again."""
+    root = runs_root()
+    stored = read_stored(root)
+    models = read_models(root, stored.runs)
+    colors = model_colors({name: [model.key for model in of] for name, of in models.variants.items()})
+    return Site(root, stored, models, colors | {plain_name(name): color for name, color in colors.items()})
+
+
+# --- what is chosen -------------------------------------------------------------------------------
+
+
+def choose_models(site: Site) -> None:
+    """Draw the choice of models above the page, and fill in what is chosen."""
+    keys = list(site.models.by_key)
+    if not keys:
+        return
+    default = site.models.default()
+    _read_address("b", keys, [default[0]])
+    _read_address("m", keys, default[1:], several=True)
+    row = st.container(horizontal=True, vertical_alignment="bottom", key="chosen-models")
+    with row.popover(_words(site)):
+        st.selectbox("Baseline, from which the others are subtracted", keys, key="b")
+        st.multiselect("Compared with it", keys, key="m")
+        st.caption(
+            "Models that differ in their seed alone are one group: numbers are then means over seeds, and intervals of"
+            " differences are over seeds."
+        )
+    site.baseline = st.session_state["b"]
+    site.others = [key for key in st.session_state["m"] if key != site.baseline]
+    write_address("b", [site.baseline])
+    write_address("m", st.session_state["m"])
+    site.pairs = pairs_of(site.models, site.baseline, site.others) if site.others else []
+    if site.pairs:
+        names = [pair.names[1] for pair in site.pairs]
+        chosen = names[0]
+        if len(names) > 1:
+            with row:
+                chosen = choice("with", names, names[0], f"shown against {site.pairs[0].names[0]}")
+        site.pair = site.pairs[names.index(chosen)]
+
+
+def _words(site: Site) -> str:
+    """Return the chosen models in a few words, for the button that opens their choice."""
+    chosen = [key for key in (st.session_state.get("b"), *st.session_state.get("m", ())) if key]
+    groups: dict[str, list[str]] = {}
+    for key in dict.fromkeys(chosen):
+        if key in site.models.by_key:
+            groups.setdefault(site.models.by_key[key].variant, []).append(key)
+    named = []
+    for name, keys in groups.items():
+        seeds = {site.models.by_key[key].seed for key in keys}
+        unit = "seeds" if len(seeds) == len(keys) else "models"
+        named.append(keys[0] if len(keys) == 1 else f"{name} ({len(keys)} {unit})")
+    return plain(" vs ".join(named) if len(named) <= 4 else f"{named[0]} vs {len(named) - 1} others")
+
+
+def choice(key: str, options: Sequence[str], default: str, label: str, *, listed: bool = False, **more: Any) -> str:
+    """Draw a choice of one of a few options, which is in the address as `key`; many make a list to open (`listed`)."""
+    _read_address(key, options, [default])
+    if not listed and len(options) <= 6 and sum(map(len, options)) < 90:
+        st.segmented_control(label, options, key=key, required=True, **more)
+    else:
+        st.selectbox(label, options, key=key, **more)
+    chosen = str(st.session_state[key])
+    write_address(key, [chosen], shown=chosen != default)
+    return chosen
+
+
+def _read_address(key: str, options: Sequence[str], default: Sequence[str], *, several: bool = False) -> None:
+    """Set the widget `key` before it is drawn: to what a new address names, else to the user's choice.
+
+    The default holds until the user chooses, and follows the folder while a demo adds models to it. (Streamlit's own
+    binding of widgets to the address loses what a link to another page names.)
+    """
+    state, named = st.session_state, st.query_params.get_all(key)
+    value: list[str] | None = state.get(f"{key}-address")  # Streamlit forgets widgets when the page changes
+    if key in state:
+        value = list(state[key]) if several else [state[key]]
+    if named and named != state.get(f"{key}-address"):  # opened, followed, or gone back to
+        value = [name for name in named if name in options]
+        if gone := [name for name in named if name not in options]:
+            complain(key, ", ".join(gone), ", ".join(value or default))
+        value = value or list(default)
+    elif value is None or value == state.get(f"{key}-default"):
+        value = list(default)
+    value = [name for name in value if name in options]
+    state[key] = value if several else (value or list(default))[0]
+    state[f"{key}-default"] = list(default)
+
+
+def write_address(key: str, values: Sequence[str], *, shown: bool = True) -> None:
+    """Write a choice into the address, so that a copy of it shows the same; what is not `shown` is taken out of it."""
+    if shown and st.query_params.get_all(key) != list(values):
+        st.query_params[key] = list(values)
+    elif not shown and key in st.query_params:
+        del st.query_params[key]
+    st.session_state[f"{key}-address"] = list(values)
+
+
+NAMES = {
+    "b": "the baseline",
+    "m": "the model",
+    "with": "the model",
+    "l": "layer",
+    "q": "question",
+    "i": "image",
+    "v": "VFM",
+}
+
+
+def complain(key: str, named: object, shown: object) -> None:
+    """Remember that the address names something that is not here; `complaints` says so once."""
+    what = NAMES.get(key, key)
+    sentence = f"The link names {what} {named}, which is not in this folder; shown is {shown}."
+    st.session_state.setdefault("complaints", {})[key] = (sentence, named)
+
+
+def complaints() -> None:
+    """Draw what the address names and the folder does not have, until the user has read it."""
+    pending: dict[str, tuple[str, object]] = st.session_state.get("complaints", {})
+    for key, (sentence, _) in list(pending.items()):
+        line = st.container(horizontal=True, vertical_alignment="center")
+        line.warning(plain(sentence))
+        if line.button("Dismiss", key=f"dismiss-{key}"):
+            del pending[key]
+            st.rerun()
+
+
+def plain(text: object) -> str:
+    """Return a text that Markdown shows as it is: names of models and questions may contain markup."""
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+!|$~:" else letter for letter in str(text))
+
+
+def cached(function: Callable[..., T]) -> Callable[..., T]:
+    """Cache what a function returns for all sessions, without copies; nobody may change it.
+
+    Arguments whose name begins with an underscore are not part of the key.
+    """
+    return st.cache_resource(max_entries=48, show_spinner=False)(function)  # type: ignore[no-any-return]
+
+
+@st.cache_resource(max_entries=300, show_spinner=False)
+def _once(key: tuple[object, ...], _make: Callable[[], Any]) -> Any:
+    return _make()
+
+
+def once(key: tuple[object, ...], make: Callable[[], T]) -> T:
+    """Return what `make` returns, made once for all sessions; `key` has all that it depends on.
+
+    Nobody may change it. A figure takes longer to make than all else on a page.
+    """
+    result: T = _once(key, make)
+    return result

@@ -1,0 +1,280 @@
+"""Charts of two or of many models: differences as dots, curves with their names at the end, and heat maps by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from workbench.figures.colors import color_of
+from workbench.figures.layers import layer_axis
+from workbench.figures.template import GRAY, band, new_figure, plain_name, translucent
+
+LINES = 6  # with more curves, a heat map is drawn
+NAME = 16  # letters of a name at the end of a curve
+ZERO = {"color": GRAY, "dash": "dot", "width": 1.5}
+
+
+def difference_dots(table: pd.DataFrame, *, x: str, names: tuple[str, str], last: str = "") -> go.Figure:
+    """Draw differences with their intervals as dots around 0, one row each, the largest at the top.
+
+    A dot has the color of the model that is ahead if the interval leaves 0 out, else it is gray.
+
+    Args:
+        table: columns name, score, low, high, over (what the interval is over, in words).
+        x: what the difference is, with its unit.
+        names: the two models; positive is in favor of the second.
+        last: the name of a row to show below the others, such as their mean.
+    """
+    table = table.assign(last=table["name"] == last).sort_values(["last", "score"], ascending=[False, True])
+    ahead = [1 if low > 0 else 0 if high < 0 else None for low, high in zip(table["low"], table["high"], strict=True)]
+    colors = [GRAY if side is None else color_of(names[side], side) for side in ahead]
+    labels = [f"<b>{name}</b>" if name == last else name for name in table["name"]]
+    figure = new_figure(height=80 + 25 * len(table), hovermode="closest", showlegend=False)
+    for label, row, color in zip(labels, table.itertuples(), colors, strict=True):
+        figure.add_scatter(
+            x=[row.low, row.high], y=[label] * 2, mode="lines", line={"color": color, "width": 2.5}, hoverinfo="skip"
+        )
+    figure.add_scatter(
+        x=table["score"],
+        y=labels,
+        mode="markers",
+        marker={"color": colors, "size": 10},
+        customdata=table[["low", "high", "over"]],
+        hovertemplate="%{y}: %{x:+.1f} [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}], %{customdata[2]}<extra></extra>",
+    )
+    figure.add_vline(x=0, line=ZERO)
+    ends = [0.0, *table["low"], *table["high"]]
+    room = 0.04 * (max(ends) - min(ends))
+    figure.update_xaxes(title=x, range=[min(ends) - room, max(ends) + room])
+    figure.update_yaxes(automargin=True, showgrid=False, ticksuffix=" ")
+    return figure.update_layout(margin={"l": 16, "t": 8})
+
+
+def named_curves(
+    curves: pd.DataFrame, *, x: str, y: str, marked: int | None = None, bands: bool = True, zero: bool = False
+) -> go.Figure:
+    """Draw a line for each curve, with its interval as a band and its name at its end instead of a legend.
+
+    Args:
+        curves: columns name, at (x), score, low, high, over, and where known chance. A column `group` makes thin lines
+            of the curves and adds the mean of every group as a thick one, with its name.
+        x, y: titles of the axes.
+        marked: a value of x with a vertical line, such as the chosen layer.
+        bands: whether to draw the intervals.
+        zero: whether 0 means that there is no effect, which a dotted line then shows.
+    """
+    figure = new_figure(xaxis_title=x, yaxis_title=y, height=320, showlegend=False, hovermode="closest")
+    grouped = "group" in curves
+    names = list(dict.fromkeys(curves["name"]))
+    for number, (name, part) in enumerate(curves.groupby("name", sort=False)):
+        color, part = color_of(name, number), part.sort_values("at")
+        if bands and not grouped:
+            band(figure, part["at"], part["low"], part["high"], translucent(color, 0.16), str(name))
+        _line(figure, part, str(name), color, width=1 if grouped else 2.5, thin=grouped)
+    drawn = curves
+    if grouped:
+        drawn = (
+            curves.groupby(["group", "at"], sort=False)["score"].mean().reset_index().rename(columns={"group": "name"})
+        )
+        drawn["over"] = "mean of the trainings"
+        for number, (name, part) in enumerate(drawn.groupby("name", sort=False)):
+            _line(figure, part.sort_values("at"), str(name), color_of(name, number), width=3)
+        names = list(dict.fromkeys(drawn["name"]))
+    if zero:
+        figure.add_hline(y=0, line=ZERO)
+    if "chance" in curves and curves["chance"].notna().any():
+        level = curves.groupby("at")["chance"].max()
+        figure.add_scatter(
+            x=level.index,
+            y=level,
+            mode="lines",
+            line=ZERO,
+            name="chance",
+            hovertemplate="chance %{y:.3f}<extra></extra>",
+        )
+    if marked is not None:
+        figure.add_vline(x=marked, line={"color": GRAY, "width": 1, "dash": "dash"})
+    if len(names) > LINES:  # names of the highest and of the lowest; the others are named when pointed at
+        last = drawn.sort_values("at").groupby("name")["score"].last().sort_values()
+        names = [*last.index[: LINES // 2], *last.index[-(LINES // 2) :]]
+    _end_names(figure, drawn, names, chance=curves)
+    return figure
+
+
+def _line(figure: go.Figure, part: pd.DataFrame, name: str, color: str, *, width: float, thin: bool = False) -> None:
+    interval = {"low", "high"} <= set(part)
+    hover = f"{plain_name(name)}: %{{y:.3f}}" + (
+        " [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]}" if interval else ""
+    )
+    figure.add_scatter(
+        x=part["at"],
+        y=part["score"],
+        name=plain_name(name),
+        mode="lines" if thin or len(part) > 20 else "lines+markers",
+        line={"color": translucent(color, 0.45) if thin else color, "width": width},
+        marker={"size": 6},
+        customdata=part[["low", "high", "over"]] if interval else None,
+        hovertemplate=f"{hover}<extra></extra>",
+    )
+
+
+def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object], chance: pd.DataFrame) -> None:
+    """Write each curve's name beside its last point; names that would overlap are moved apart."""
+    ends = {str(name): curves[curves["name"] == name].sort_values("at").iloc[-1] for name in names}
+    places = {name: float(row["score"]) for name, row in ends.items()}
+    lowest, highest = float(chance["score"].min()), float(chance["score"].max())
+    if "chance" in chance and chance["chance"].notna().any():
+        last = chance[chance["at"] == chance["at"].max()]["chance"].max()
+        if np.isfinite(last):
+            places["chance"] = float(last)
+            lowest, highest = min(lowest, float(last)), max(highest, float(last))
+    gap = 0.065 * max(highest - lowest, 1e-9)
+    written = _apart(places, gap)
+    right = max(float(row["at"]) for row in ends.values())
+    for name, place in written.items():
+        short = name if len(name) <= NAME else f"{name[: NAME - 8]}…{name[-7:]}"
+        number = list(dict.fromkeys(curves["name"])).index(name) if name in ends else 0
+        color = color_of(name, number) if name in ends else GRAY
+        figure.add_annotation(
+            x=right,
+            y=place,
+            text=f"<span style='color:{color}'>━</span> {plain_name(short)}",
+            showarrow=False,
+            xanchor="left",
+            xshift=8,
+            hovertext=plain_name(name),
+        )
+    left = float(chance["at"].min())
+    room = 0.03 * max(right - left, 1e-9)
+    figure.update_xaxes(range=[left - room, right + room])
+    figure.update_layout(margin={"r": 30 + 8 * max(min(len(name), NAME) for name in written), "t": 12})
+
+
+def _apart(places: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Return the places in order, moved up and down as little as a distance of `gap` between neighbors takes."""
+    order = sorted(places, key=lambda name: places[name])
+    moved = [places[name] for name in order]
+    for _ in range(50):
+        for i in range(1, len(moved)):
+            lack = gap - (moved[i] - moved[i - 1])
+            if lack > 1e-12:
+                moved[i - 1] -= lack / 2
+                moved[i] += lack / 2
+    return dict(zip(order, moved, strict=True))
+
+
+def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None) -> go.Figure:
+    """Draw a score of many models as a heat map, a row for each model and a column for each layer.
+
+    Args:
+        table: columns name, at (layer), score, low, high, over.
+        title: name of the score, at the color bar.
+        marked: a layer to frame.
+    """
+    names = list(dict.fromkeys(table["name"]))
+    wide = table.pivot_table(index="name", columns="at", values="score", sort=False).reindex(names)
+    columns = list(dict.fromkeys(table["at"]))
+    wide = wide[columns if isinstance(columns[0], str) else sorted(columns)]
+    parts = {key: table.pivot_table(index="name", columns="at", values=key, sort=False) for key in ("low", "high")}
+    bounds = np.dstack([part.reindex(index=names, columns=wide.columns) for part in parts.values()])
+    figure = new_figure(height=190 + 24 * len(names), hovermode="closest", xaxis_title="layer")
+    figure.add_heatmap(
+        z=wide,
+        x=_layer_names(list(wide.columns)),
+        y=[plain_name(str(name)) for name in names],
+        customdata=bounds,
+        colorscale="Viridis",
+        colorbar=_bar(title),
+        xgap=1,
+        ygap=1,
+        hovertemplate="%{y}, layer %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
+    )
+    _frame_column(figure, list(wide.columns), marked)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_xaxes(type="category", showgrid=False)
+    return figure.update_layout(margin={"l": 8, "t": 12})
+
+
+def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
+    """Draw in which layer two models differ most: a row for each measure, a column for each layer.
+
+    The color is the difference in standard errors, so that measures with different units share one scale; a dot marks
+    an interval that leaves 0 out.
+
+    Args:
+        table: columns title, layer, score, low, high, z, n, over.
+        marked: a layer to frame.
+    """
+    titles, layers = list(dict.fromkeys(table["title"])), sorted(table["layer"].unique())
+    wide = {
+        key: table.pivot_table(index="title", columns="layer", values=key, sort=False).reindex(titles, columns=layers)
+        for key in ("z", "score", "low", "high")
+    }
+    clear = (wide["low"] > 0) | (wide["high"] < 0)
+    figure = new_figure(height=180 + 23 * len(titles), hovermode="closest", xaxis_title="layer")
+    figure.add_heatmap(
+        z=wide["z"].clip(-8, 8),
+        x=_layer_names(layers),
+        y=titles,
+        text=np.where(clear, "●", ""),
+        texttemplate="%{text}",
+        textfont={"size": 8, "color": "#000000"},
+        customdata=np.dstack([wide[key] for key in ("score", "low", "high", "z")]),
+        colorscale=[(0, "#d55e00"), (0.5, "#e9eaec"), (1, "#0072b2")],
+        zmid=0,
+        zmin=-8,
+        zmax=8,
+        xgap=1,
+        ygap=1,
+        colorbar=_bar("difference in standard errors"),
+        hovertemplate=(
+            "%{y}, layer %{x}: %{customdata[0]:+.3f} [%{customdata[1]:+.3f}, %{customdata[2]:+.3f}],"
+            " %{customdata[3]:.1f} standard errors<extra></extra>"
+        ),
+    )
+    _frame_column(figure, layers, marked)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_xaxes(type="category", showgrid=False)
+    return figure.update_layout(margin={"l": 8, "t": 12})
+
+
+def _layer_names(layers: Sequence[object]) -> list[str]:
+    """Return the names of layers, or of other columns, on an axis; layer -1 is the vision encoder."""
+    return ["encoder" if layer == -1 else str(layer) for layer in layers]
+
+
+def _bar(title: str) -> dict[str, object]:
+    """Return a color bar above the map, where it takes no width on a phone."""
+    place = {"orientation": "h", "thickness": 10, "y": 1.0, "yanchor": "bottom", "len": 0.6}
+    return {"title": {"text": title, "side": "top"}, **place}
+
+
+def _frame_column(figure: go.Figure, layers: Sequence[int], marked: int | None) -> None:
+    if marked is not None and marked in layers:
+        place = list(layers).index(marked)
+        figure.add_vrect(x0=place - 0.5, x1=place + 0.5, line={"color": GRAY, "width": 2}, fillcolor="rgba(0,0,0,0)")
+
+
+def layer_curves_named(curves: pd.DataFrame, *, y: str, marked: int | None = None, zero: bool = False) -> go.Figure:
+    """Draw curves over layers with their names at the end, or a heat map if there are more than LINES of them.
+
+    Args:
+        curves: as `named_curves`, with `at` the layer.
+    """
+    lines = curves["group"].nunique() if "group" in curves else curves["name"].nunique()
+    if lines > LINES:
+        shown = curves
+        if "group" in curves:
+            shown = (
+                curves.groupby(["group", "at"], sort=False)[["score", "low", "high"]]
+                .mean()
+                .reset_index()
+                .rename(columns={"group": "name"})
+            )
+        return layer_heat(shown, title=y, marked=marked)
+    figure = named_curves(curves, x="layer", y=y, marked=marked, zero=zero)
+    layer_axis(figure, curves["at"])
+    return figure

@@ -1,0 +1,254 @@
+"""The models of a runs folder: trainings, finished or not, and models known from stored analyses alone.
+
+A model is named by its folder, relative to the runs folder, so that a link to it stays valid. Trainings whose recipes
+differ in the seed alone are one variant.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from workbench.errors import RunError, WorkbenchError, one_line
+from workbench.files import whole_parquet
+from workbench.overview.stored import StoredRun
+from workbench.summary import NOT_OF_THE_MODEL
+from workbench.training_folder import (
+    ACCURACY_FILE,
+    EVALUATION_FILE,
+    LOG_FILE,
+    RECIPE_FILE,
+    RECORD_FILE,
+    evaluated_on,
+    training_recipe,
+    training_record,
+)
+
+STAMPED = (RECORD_FILE, RECIPE_FILE, LOG_FILE, EVALUATION_FILE, ACCURACY_FILE)  # in the order of `Model.stamps`
+State = Literal["finished", "training", "damaged", "elsewhere"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model.
+
+    Attributes:
+        key: its folder relative to the runs folder, or the label of stored analyses if it has no folder there.
+        folder: the training folder; None if only analyses of it are stored.
+        state: "training" has no record yet; "damaged" has an unreadable file (`why`); "elsewhere" has no folder.
+        recipe: its recipe, {} if that is not known.
+        record: the record of the finished training, else {}.
+        variant: the name of all trainings that differ from it in the seed alone.
+        stamps: when each of STAMPED was changed last, in ns, 0 for a file that is not there.
+    """
+
+    key: str
+    folder: Path | None = None
+    state: State = "elsewhere"
+    why: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    variant: str = ""
+    stamps: tuple[int, ...] = ()
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of its training."""
+        return self.recipe.get("seed")
+
+    @property
+    def aligned(self) -> bool:
+        """Whether its training had an alignment loss."""
+        return bool(self.recipe.get("alignment", {}).get("objective", "none") != "none")
+
+    @property
+    def control(self) -> bool:
+        """Whether it is aligned with targets that are a control: those of other images, or centered ones."""
+        settings = self.recipe.get("alignment", {})
+        return self.aligned and (settings.get("images") == "others" or bool(settings.get("center")))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers that its alignment loss reads, () without one."""
+        return tuple(self.recipe["alignment"]["layer"]) if self.aligned else ()
+
+    @property
+    def vfms(self) -> tuple[str, ...]:
+        """The vision foundation models that it is aligned with."""
+        settings = self.recipe.get("alignment", {})
+        return tuple(settings["vfm"]) if self.aligned and settings.get("target", "vfm") == "vfm" else ()
+
+    @property
+    def test_data(self) -> str:
+        """The spec of the data of its final evaluation, "" if that is not known."""
+        return evaluated_on(self.recipe) if self.recipe else ""
+
+
+def files_below(root: Path, *patterns: str) -> list[Path]:
+    """Return the files below `root` whose names match any of `patterns`, sorted.
+
+    Names that begin with a dot are skipped: they are still being written.
+    """
+    files = []
+    for folder, folders, names in os.walk(root):  # unlike Path.glob, it continues if a folder is removed meanwhile
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [
+            Path(folder, name)
+            for name in names
+            if not name.startswith(".") and any(fnmatch(name, pattern) for pattern in patterns)
+        ]
+    return sorted(files)
+
+
+@dataclass(frozen=True)
+class Models:
+    """All models of a runs folder by key, trainings first, the shallowest folders first."""
+
+    by_key: Mapping[str, Model]
+
+    @cached_property
+    def variants(self) -> dict[str, list[Model]]:
+        """{variant: its models by seed}; those without an alignment loss come first, controls last, each by name."""
+        groups: dict[str, list[Model]] = {}
+        for model in sorted(self.by_key.values(), key=lambda m: (m.seed is None, m.seed or 0, m.key)):
+            groups.setdefault(model.variant, []).append(model)
+        return {name: groups[name] for name in sorted(groups, key=lambda v: _rank(groups[v][0], v))}
+
+    @cached_property
+    def starts(self) -> set[str]:
+        """The keys of models from which another one starts (stage 1)."""
+        named = {Path(model.recipe["start"]).name for model in self.by_key.values() if model.recipe.get("start")}
+        return {key for key in self.by_key if Path(key).name in named}
+
+    def default(self) -> tuple[str, ...]:
+        """Return the keys to show first: the first variant without an alignment loss, and the first one with it.
+
+        All their seeds are shown. Stage-1 models are left out. The first key is the baseline.
+        """
+        shown = {
+            name: [m for m in of if m.state in ("finished", "training") and m.key not in self.starts]
+            for name, of in self.variants.items()
+        }
+        shown = {name: models for name, models in shown.items() if models}
+        first: dict[bool, str] = {}
+        for name, models in shown.items():
+            first.setdefault(models[0].aligned, name)
+        names = [first[aligned] for aligned in sorted(first)] if len(first) == 2 else list(shown)[:2]
+        keys = [model.key for name in names for model in shown[name]]
+        return tuple(keys or list(self.by_key)[:2])
+
+
+def read_models(root: Path, stored: Iterable[StoredRun] = ()) -> Models:
+    """Return the models of a runs folder, and those that `stored` analyses name and that have no folder there."""
+    folders = sorted(
+        {file.parent for file in files_below(root, LOG_FILE, RECORD_FILE)}, key=lambda f: (len(f.parts), f)
+    )
+    models = {}
+    for folder in folders:
+        stamps = tuple(_changed(folder / name) for name in STAMPED)
+        models[folder.relative_to(root).as_posix()] = _read(folder, folder.relative_to(root).as_posix(), stamps)
+    for run in stored:
+        if run.model and run.model not in models:
+            models[run.model] = Model(run.model, variant=run.model)
+    names = _variant_names([model for model in models.values() if model.recipe])
+    return Models({key: replace(model, variant=names[key]) if model.recipe else model for key, model in models.items()})
+
+
+def _changed(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=4096)
+def _read(folder: Path, key: str, stamps: tuple[int, ...]) -> Model:
+    """Read a training folder; `stamps` are the times of its last changes, so that an unchanged one is read once."""
+    recipe = training_recipe(folder)
+    if not (folder / RECORD_FILE).exists():
+        return Model(key, folder, "training", "", recipe, {}, key, stamps)
+    try:
+        record = training_record(folder)
+    except RunError as error:
+        return Model(key, folder, "damaged", _without(str(error), folder), recipe, {}, key, stamps)
+    recipe = record["recipe"]
+    try:
+        why = "" if (folder / EVALUATION_FILE).exists() else f"{EVALUATION_FILE} is not there"
+        if not why:
+            _check_parquet(folder / EVALUATION_FILE)
+        _check_parquet(folder / LOG_FILE)
+        if (folder / ACCURACY_FILE).exists():
+            _check_parquet(folder / ACCURACY_FILE)
+    except (WorkbenchError, OSError) as error:
+        why = _without(one_line(error, 200), folder)
+    return Model(key, folder, "damaged" if why else "finished", why, recipe, record, key, stamps)
+
+
+def _without(text: str, folder: Path) -> str:
+    """Return a message without the absolute path of the folder that its row already names."""
+    return text.replace(f"{folder}/", "").replace(str(folder), folder.name)
+
+
+def _check_parquet(file: Path) -> None:
+    """Check that a parquet file is whole, from its ends alone.
+
+    Raises:
+        RunError: it is not.
+    """
+    if not whole_parquet(file):
+        raise RunError(f"{file.name} is damaged: expected a parquet file")
+
+
+# --- variants -------------------------------------------------------------------------------------
+
+
+def _variant_names(models: Sequence[Model]) -> dict[str, str]:
+    """Return {key: name of its variant}: the folder without the seed, for trainings that differ in the seed alone."""
+    groups: dict[str, list[Model]] = {}
+    for model in models:
+        groups.setdefault(_identity(model.recipe), []).append(model)
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for group in sorted(groups.values(), key=lambda g: g[0].key):
+        stems = {_without_seed(model.key, model.seed) for model in group}
+        name = min(stems, key=lambda s: (len(s), s)) if len(group) > 1 else group[0].key
+        if name in taken:
+            name = group[0].key
+        taken.add(name)
+        names |= {model.key: name for model in group}
+    return names
+
+
+def _identity(recipe: Mapping[str, Any]) -> str:
+    """Return all of a recipe that makes a variant: not its seed, nor what does not change the model."""
+    seed = recipe.get("seed")
+    kept = {key: value for key, value in recipe.items() if key not in (*NOT_OF_THE_MODEL, "seed")}
+    if isinstance(kept.get("start"), str):
+        kept["start"] = _without_seed(kept["start"], seed)
+    return repr(_sorted(kept))
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return [(key, _sorted(value[key])) for key in sorted(value)]
+    return value
+
+
+def _without_seed(name: str, seed: int | None) -> str:
+    """Return a folder's name without its seed at the end: `viral-s10` of seed 10 is `viral`."""
+    return re.sub(rf"[-_.]?s?(?:eed)?[-_]?{seed}$", "", name) or name
+
+
+def _rank(model: Model, variant: str) -> tuple[bool, bool, list[tuple[int, str]]]:
+    return model.aligned, model.control, _natural(variant)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts numbers within names by value."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

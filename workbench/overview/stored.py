@@ -1,0 +1,162 @@
+"""The stored analyses of a runs folder: which of them belong together, and those that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.errors import RunError, one_line
+from workbench.files import whole_parquet
+from workbench.models import split_name
+from workbench.records import read_run_record
+from workbench.runs import RUN_FILE
+from workbench.training_folder import RECORD_FILE, read_table
+
+LEDGER = "claims"  # stored like an analysis, but of no model
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """One stored analysis of one model, without its tables.
+
+    Attributes:
+        model: key of the model (`workbench.overview.models`); "" for the ledger.
+        question: hash of everything that two runs must share to be compared: options and images.
+        stale: whether the model was trained anew after this run.
+    """
+
+    folder: Path
+    analysis: str
+    model: str
+    question: str
+    record: Mapping[str, Any] = field(repr=False)
+    stale: bool = False
+
+    @property
+    def key(self) -> str:
+        """The key of the run."""
+        return str(self.record["key"])
+
+    @property
+    def created(self) -> str:
+        """When it was stored, UTC."""
+        return str(self.record.get("created", ""))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Read one of its tables, an empty one if it has no such table.
+
+        Raises:
+            RunError: the table is damaged.
+        """
+        return read_table(self.folder / f"{name}.parquet") if name in self.record["tables"] else pd.DataFrame()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A file or folder that cannot be read, and why, in one sentence."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """All stored analyses, newest first, and the broken ones."""
+
+    runs: tuple[StoredRun, ...] = ()
+    broken: tuple[Broken, ...] = ()
+
+    def of(self, analysis: str, models: Sequence[str]) -> list[list[StoredRun]]:
+        """Return the runs of an analysis of `models` that ask the same, one list for each question.
+
+        The question that the most of `models` were asked comes first, of several the newest one. Of each model the
+        newest run is taken, in the order of `models`; a stale one never.
+        """
+        by_question: dict[str, dict[str, StoredRun]] = {}
+        for run in self.runs:
+            if run.analysis == analysis and run.model in models and not run.stale:
+                by_question.setdefault(run.question, {}).setdefault(run.model, run)
+        lists = [[of[name] for name in models if name in of] for of in by_question.values()]
+        return sorted(lists, key=len, reverse=True)  # stable: runs are sorted by time
+
+
+def read_stored(root: Path) -> Stored:
+    """Return the analyses that are stored in a runs folder."""
+    runs, broken = [], []
+    for file in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # a folder whose name begins with a dot is being written
+        record = _record(file, _changed(file))
+        if isinstance(record, Broken):
+            broken.append(record)
+        elif record is not None:
+            runs.append(_stored(root, file.parent, record))
+    return Stored(tuple(sorted(runs, key=lambda run: run.created, reverse=True)), tuple(broken))
+
+
+@lru_cache(maxsize=4096)
+def _record(file: Path, changed: int) -> Mapping[str, Any] | Broken | None:
+    """Read the record of a run and check its tables; `changed` is its time, so that it is read once."""
+    del changed
+    try:
+        record: Mapping[str, Any] = read_run_record(file)
+    except RunError as error:
+        return Broken(file.parent.name, str(error).replace(f"{file.parent}/", "")) if file.exists() else None
+    if not {"key", "tables"} <= record.keys():
+        return None  # a run.json of another program
+    for name in record["tables"]:
+        if not whole_parquet(file.parent / f"{name}.parquet"):
+            return Broken(file.parent.name, f"{name}.parquet is missing or damaged: expected a table of this run")
+    return record
+
+
+def _stored(root: Path, folder: Path, record: Mapping[str, Any]) -> StoredRun:
+    model = _model_key(root, record)
+    asked = [record["analysis"], record.get("version"), record["config"], record.get("data_fingerprint")]
+    question = sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    trained = root / model / RECORD_FILE
+    stale = bool(model) and _created(trained, _changed(trained)) > str(record.get("created", ""))
+    return StoredRun(folder, record["analysis"], model, question, record, stale)
+
+
+def _changed(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _model_key(root: Path, record: Mapping[str, Any]) -> str:
+    """Return the key of the model of a run: its folder below `root` if there is one, else its label.
+
+    A runs folder may have been copied or moved, so the end of the stored path decides.
+    """
+    if record["analysis"] == LEDGER:
+        return ""
+    parts = Path(split_name(str(record.get("model", "")))[1]).parts
+    for start in range(len(parts)):
+        candidate = Path(*parts[start:])
+        if not candidate.is_absolute() and ".." not in candidate.parts and (root / candidate).is_dir():
+            return candidate.as_posix()
+    return str(record["label"])
+
+
+@lru_cache(maxsize=4096)
+def _created(file: Path, changed: int) -> str:
+    """Return when a training finished, "" if it has no readable record; `changed` is the file's time."""
+    try:
+        return str(json.loads(file.read_text()).get("created", "")) if changed else ""
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def options_text(config: Mapping[str, Any]) -> str:
+    """Return the options of a run in a few words, without those that its data say."""
+    shown = {key: value for key, value in config.items() if key not in ("data", "limit", "seed", "data_seed")}
+    words = [f"{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in shown.items() if v != []]
+    return one_line(", ".join(words), 200)

@@ -1,0 +1,172 @@
+"""One row per model, or per variant over its seeds: accuracy, difference to the baseline, alignment, state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from workbench.errors import RunError, one_line
+from workbench.intervals import t_interval
+from workbench.overview.answers import answered
+from workbench.overview.differences import Pair
+from workbench.overview.models import Model, Models
+from workbench.paired import holm
+from workbench.training_folder import (
+    ACCURACY_FILE,
+    LOG_FILE,
+    MEAN,
+    alignment_words,
+    cknna_log,
+    read_table,
+    training_steps,
+)
+
+POINTS = 40  # of a curve in a table
+
+
+def model_rows(models: Models, baseline: str) -> pd.DataFrame:
+    """Return one row per model.
+
+    Returns:
+        Columns key, variant, seed, alignment, steps, accuracy, low, high, chance, difference, d_low, d_high (to the
+        baseline, in the same units, over images), CKNNA (during training, at the end), curve (accuracy, or training
+        loss, over training), state, why.
+    """
+    return pd.DataFrame([_row(model, models.by_key.get(baseline)) for model in models.by_key.values()])
+
+
+def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
+    """Return one row per variant with finished trainings: means over seeds, intervals and p-values over seeds.
+
+    Returns:
+        Columns variant, seeds, alignment, accuracy, low, high, chance, difference, d_low, d_high, p_holm, CKNNA.
+    """
+    first = tuple(models.variants.get(models.by_key[baseline].variant, ())) if baseline in models.by_key else ()
+    rows: list[dict[str, Any]] = []
+    tests: list[tuple[int, float]] = []
+    for variant, group in models.variants.items():
+        scored = [_row(model, None) for model in group]
+        known = [row for row in scored if np.isfinite(row["accuracy"])]
+        if not known:
+            continue
+        interval = t_interval([row["accuracy"] for row in known], bounds=(0.0, 1.0))
+        row: dict[str, Any] = {"variant": variant, "seeds": len(known), "alignment": known[0]["alignment"]}
+        row |= {"accuracy": interval.estimate, "low": interval.low, "high": interval.high, "chance": known[0]["chance"]}
+        aligned = [each["CKNNA"] for each in known if np.isfinite(each["CKNNA"])]
+        changes = _changes(first, group) if first and first[0].variant != variant else []
+        row["CKNNA"] = float(np.mean(aligned)) if aligned else np.nan
+        if len(changes) > 1:
+            over = t_interval(changes, bounds=(-1.0, 1.0))
+            row |= {"difference": over.estimate, "d_low": over.low, "d_high": over.high}
+            tests.append((len(rows), _p(changes)))
+        elif changes:
+            row["difference"] = changes[0]
+        rows.append(row)
+    columns = ["variant", "seeds", "alignment", "accuracy", "low", "high", "chance"]
+    table = pd.DataFrame(rows).reindex(columns=[*columns, "difference", "d_low", "d_high", "p_holm", "CKNNA"])
+    if tests:
+        table.loc[[number for number, _ in tests], "p_holm"] = holm([p for _, p in tests])
+    return table
+
+
+def _changes(first: Sequence[Model], group: Sequence[Model]) -> list[float]:
+    """Return the differences in accuracy of trainings with the same seed."""
+    by_seed = {model.seed: accuracy_of(model) for model in first if model.seed is not None}
+    pairs = [(by_seed.get(model.seed), accuracy_of(model)) for model in group if model.seed is not None]
+    return [b["accuracy"] - a["accuracy"] for a, b in pairs if a and b]
+
+
+def _p(changes: Sequence[float]) -> float:
+    """Return the p-value of Student's t test of a mean of 0."""
+    error = np.std(changes, ddof=1) / np.sqrt(len(changes))
+    return float(2 * special.stdtr(len(changes) - 1, -abs(np.mean(changes)) / error)) if error else 1.0
+
+
+def _row(model: Model, baseline: Model | None) -> dict[str, Any]:
+    settings = model.recipe.get("alignment")
+    row: dict[str, Any] = {"key": model.key, "variant": model.variant, "seed": model.seed}
+    row |= {"alignment": alignment_words(settings) if settings else "not known"}
+    row["steps"] = model.recipe.get("optim", {}).get("steps")
+    scored = accuracy_of(model)
+    row |= {name: scored.get(name, np.nan) for name in ("accuracy", "low", "high", "chance")}
+    row |= {"difference": np.nan, "d_low": np.nan, "d_high": np.nan}
+    if baseline is not None and baseline.key != model.key and scored:
+        row |= _against(baseline, model)
+    log = log_of(model)
+    row |= {"CKNNA": _last_cknna(model), "curve": _curve(log), "state": state_words(model, log), "why": model.why}
+    return row
+
+
+def _against(baseline: Model, model: Model) -> dict[str, float]:
+    try:
+        difference = answered(Pair((baseline,), (model,))).by_type.set_index("category").loc[MEAN]
+    except RunError:
+        return {}
+    return {"difference": difference["score"], "d_low": difference["low"], "d_high": difference["high"]}
+
+
+def accuracy_of(model: Model) -> dict[str, float]:
+    """Return the stored accuracy of a model, the mean of types, with low, high and chance; {} if there is none."""
+    table = _table(model, ACCURACY_FILE)
+    if "accuracy" not in table:
+        return {}
+    rows = table[table["category"] == MEAN]
+    return {name: float(rows[name].iloc[0]) for name in ("accuracy", "low", "high", "chance")} if len(rows) else {}
+
+
+def accuracies_of(model: Model) -> pd.DataFrame:
+    """Return the stored accuracies of a model by question type, or no rows."""
+    table = _table(model, ACCURACY_FILE)
+    return table if "accuracy" in table else table[:0]
+
+
+def log_of(model: Model) -> pd.DataFrame:
+    """Return the training log of a model; an empty table if there is none, or if it is damaged."""
+    return _table(model, LOG_FILE)
+
+
+def _table(model: Model, name: str) -> pd.DataFrame:
+    file = model.folder / name if model.folder is not None else None
+    if file is None or not file.exists():
+        return pd.DataFrame()
+    return _read(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _read(file: Path, changed: int) -> pd.DataFrame:
+    del changed
+    try:
+        return read_table(file)
+    except RunError:
+        return pd.DataFrame()  # `Model.why` says so
+
+
+def _last_cknna(model: Model) -> float:
+    """Return the CKNNA of the aligned layer that was measured last during training, NaN if there is none."""
+    if log_of(model).empty or model.folder is None:
+        return float("nan")
+    table = cknna_log(model.folder)
+    return float(table.sort_values("step")["score"].iloc[-1]) if len(table) else float("nan")
+
+
+def _curve(log: pd.DataFrame) -> list[float]:
+    for measure in ("accuracy/mean", "val_lm_loss", "lm_loss"):
+        if measure in log and log[measure].notna().any():
+            values = log[measure].dropna().tolist()
+            return [float(value) for value in values[:: max(1, len(values) // POINTS)]]
+    return []
+
+
+def state_words(model: Model, log: pd.DataFrame) -> str:
+    """Return the state of a training in words."""
+    if model.state == "training":
+        steps = training_steps(model.folder) if model.folder is not None else None
+        last = f"{log['step'].max():.0f}" if len(log) else "0"
+        return f"at step {last}" + (f" of {steps}" if steps else "")
+    return {"finished": "finished", "damaged": f"damaged: {one_line(model.why, 120)}"}.get(model.state, "analyses only")
