@@ -45,8 +45,9 @@ TESTS: dict[str, tuple[str, ...]] = {
     "workbench/metrics/": ("metrics",),
     "workbench/data/": ("rows", "identity", "images", "conversations", "photos", "analyses"),
     "workbench/stats.py": ("stats", "metrics", "linear_probe"),
-    "workbench/scoring/": ("answers", "permutation", "knockout"),
-    "analyses/attention/": ("attention",),
+    "workbench/scoring/": ("options", "answers", "permutation", "knockout"),
+    "analyses/attention/": ("attention", "attention_positions"),
+    "analyses/cknna/": ("cknna", "analyses"),
     "analyses/tokens/": ("tokens",),
     "trainer/": ("trainer", "student"),
 }

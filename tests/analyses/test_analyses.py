@@ -102,7 +102,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, data: Dataset, *makers: Callable[[], 
     where = {id(scene[0].image): number for number, scene in enumerate(data.scenes)}
     assert len(where) == len(made[0])
 
-    def planted(mllm: MLLM, batch: object, *, layers: list[int]) -> list[Activations]:
+    def planted(mllm: MLLM, batch: object, *, layers: list[int], **_: object) -> list[Activations]:
         planted.seen, start = planted.seen + 8, planted.seen
         values = torch.stack(made)[:, start : start + 8]
         return [Activations(own, tuple(range(len(made))), torch.arange(own.shape[1])) for own in values.unbind(1)]

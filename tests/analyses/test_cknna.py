@@ -230,7 +230,7 @@ def test_the_command_compares_two_models_with_their_encoders(runs_folder: Path, 
     assert "own encoder" in json.dumps(figures["Alignment by layer"].to_plotly_json(), default=str)
     # by grid it is another question, and the runs are not paired with it
     run("analyses.cknna", "--model", models[1], *[word for word in words if word not in ("--by", "tile")])
-    by_grid = next(o for o in map(runs.load, runs.index(tmp_path)["folder"]) if o.record["config"]["by"] == "grid")
+    by_grid = next(o for o in map(runs.load, runs.index(tmp_path)["folder"]) if "by" not in o.record["config"])
     assert list(ANALYSIS.figures({"a": found["baseline"], "b": by_grid})) == ["Alignment by layer"]
     np.testing.assert_array_equal(by_grid.tables["scores"]["score"], found["viral"].tables["scores"]["score"])
 

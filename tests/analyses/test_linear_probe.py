@@ -59,7 +59,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, data: Dataset, dims: int = 24) -> N
     2 noise and a code of the image."""
     position = [0]
 
-    def fake(mllm: MLLM, batch: Any, *, layers: list[int], encoder: bool) -> list[Activations]:
+    def fake(mllm: MLLM, batch: Any, *, layers: list[int], encoder: bool, **_: bool) -> list[Activations]:
         found = []
         for row, places in enumerate(mllm.visual_tokens(batch)):
             number = (position[0] + row) % len(data)
@@ -229,7 +229,7 @@ def test_a_cell_code_without_order_is_no_place(folders: Path, monkeypatch: pytes
     """Tokens that carry the number of their cell as one of sixteen: x can be read off, and so can any other labelling
     of the cells."""
 
-    def fake(mllm: MLLM, batch: Any, *, layers: list[int], encoder: bool) -> list[Activations]:
+    def fake(mllm: MLLM, batch: Any, *, layers: list[int], encoder: bool, **_: bool) -> list[Activations]:
         return [Activations(torch.eye(16)[None], (0,), torch.arange(16), None) for _ in range(len(batch))]
 
     monkeypatch.setattr("analyses.linear_probe.sampling.read", fake)

@@ -68,7 +68,7 @@ def test_a_draw_is_shared_between_areas_and_can_be_repeated() -> None:
     assert [area for area, _ in faults] == list(AREAS) * 2
     assert all(planted_faults.tests_of(fault.file) for _, fault in faults)
     assert planted_faults.tests_of("workbench/metrics/alignment.py")[0] == "tests/workbench/metrics/test_metrics.py"
-    assert planted_faults.tests_of("analyses/cknna.py")[0] == "tests/analyses/test_analyses.py"
+    assert planted_faults.tests_of("analyses/cknna.py")[0] == "tests/analyses/test_cknna.py"
     assert planted_faults.tests_of("workbench/stats.py")[0] == "tests/workbench/test_stats.py"
 
 

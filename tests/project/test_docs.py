@@ -298,9 +298,9 @@ def test_alignment_flags() -> None:
     base = ROOT / "trainer" / "recipes" / "shapes_viral.yaml"
     recipes = [parse(Recipe, flags, prog="trainer", recipe=base) for flags in rows]
     plain = parse(Recipe, [], prog="trainer", recipe=base)
-    assert len(rows) == 19
+    assert len(rows) == 22
     assert [r for r in recipes if r == plain] == [recipes[1]]
-    assert len({repr(r) for r in recipes}) == 19
+    assert len({repr(r) for r in recipes}) == 22
 
 
 @pytest.mark.slow

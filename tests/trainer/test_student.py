@@ -214,8 +214,8 @@ def test_own_targets_are_what_the_connector_receives_and_gives(name: str, tmp_pa
         ready.model.train()
         seen: list[Any] = []
         plain = ready.model.alignment.losses
-        ready.model.alignment.losses = lambda targets, visual, plain=plain, seen=seen: (
-            seen.append(targets) or plain(targets, visual)
+        ready.model.alignment.losses = lambda targets, visual, hidden, plain=plain, seen=seen: (  # type: ignore[misc]
+            seen.append(targets) or plain(targets, visual, hidden)
         )
         ready.model(**ready.collate([0, 8, 3]))
         for row, own in zip((0, 3), seen[0][target], strict=True):

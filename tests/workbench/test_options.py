@@ -21,6 +21,7 @@ from trainer.recipe import (
     MonitorConfig,
     OptimConfig,
     Recipe,
+    SelectionConfig,
 )
 from workbench.analysis.declaration import Where
 from workbench.analysis.discover import load_analyses
@@ -95,7 +96,7 @@ def test_help_shows_ranges_with_defaults() -> None:
     assert parse(Few, ["--count", "3", "--many", "4", "5"], prog="few") == Few(count=3, many=(4, 5))
 
 
-SECTIONS = (LoraConfig, ModelConfig, DataConfig, OptimConfig, AlignmentConfig, MonitorConfig, Recipe)
+SECTIONS = (LoraConfig, ModelConfig, DataConfig, OptimConfig, SelectionConfig, AlignmentConfig, MonitorConfig, Recipe)
 COMMAND_OPTIONS = [command.options.partition(":")[::2] for command in COMMANDS.values() if command.options]
 OPTIONS = [
     *(getattr(import_module(module), name) for module, name in COMMAND_OPTIONS),
