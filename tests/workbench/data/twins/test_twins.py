@@ -337,6 +337,6 @@ def test_benchmark_and_permutation_run_on_them(name: str, root: Path, runs_folde
 @pytest.mark.parametrize("analysis", ["knockout", "patching"])
 def test_other_interventions_run_on_them(analysis: str, root: Path, runs_folder: Path, tmp_path: Path) -> None:
     words = ["--model", str(runs_folder / "baseline"), "--data", spec(root, "mme"), "--output_dir", str(tmp_path)]
-    more = ["--width", "1", "--no-objects"] if analysis == "knockout" else []
+    more = ["--width", "1", "--no-objects"] if analysis == "knockout" else ["--source", str(runs_folder / "viral")]
     run(f"analyses.{analysis}", *words, "--limit", "2", "--layers", "2", *more)
     assert list(tmp_path.glob(f"{analysis}-*/*.parquet"))
