@@ -457,7 +457,7 @@ def test_hover_and_click_in_a_real_browser(llava: MLLM, tmp_path: Path) -> None:
         page = browser.new_page(viewport={"width": 1400, "height": 1300})
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{address}/tokens?view=Maps+of+an+image")
+        page.goto(f"{address}/explorer?view=maps")
         expect(page.locator(".js-plotly-plot")).to_have_count(3, timeout=90_000)
         page.wait_for_timeout(1000)
         area = page.locator(".js-plotly-plot").first.locator(".nsewdrag").first.bounding_box()
