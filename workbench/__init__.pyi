@@ -4,6 +4,7 @@ from .capture import attention as attention
 from .capture import edit as edit
 from .capture import read as read
 from .data import load_data as load_data
+from .looking import look as look
 from .metrics import alignment_matrix as alignment_matrix
 from .metrics import cka as cka
 from .metrics import cknna as cknna

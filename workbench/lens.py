@@ -109,3 +109,9 @@ def first_tokens(mllm: MLLM, words: Sequence[str]) -> tuple[dict[str, int], dict
         reasons = "; ".join(f"{word}: {why}" for word, why in list(left_out.items())[:3]) or "there are none"
         raise DataError(f"none of {len(left_out)} words has a token of its own in {mllm.name} ({reasons})")
     return first, left_out
+
+
+def readable(mllm: MLLM, token: int) -> str:
+    """Return a token as text, or as the tokenizer writes it if it is only a space."""
+    tokenizer = mllm.processor.tokenizer
+    return tokenizer.decode([token]).strip() or str(tokenizer.convert_ids_to_tokens(token))

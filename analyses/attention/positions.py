@@ -68,7 +68,7 @@ def _chunk_positions(config: Config, mllm: MLLM, chunk: Chunk[Question]) -> Part
             elif config.positions == GENERATED:
                 positions.append(_answer_tokens(mllm, answer))
             else:
-                ends = word_ends(texts_of(mllm, answer), config.positions)
+                ends = word_ends(mllm.texts_of(answer), config.positions)
                 positions.append((ends, answer, _repeated(config.positions, len(ends)), NO_WORD))
     return Part(record={"positions": positions})
 
@@ -80,15 +80,9 @@ def _repeated(word: str, times: int) -> list[str]:
 
 def _answer_tokens(mllm: MLLM, answer: Sequence[int]) -> tuple[Any, ...]:
     """Return the positions of all tokens of an answer that are not special, as `_chunk_positions` does."""
-    special, texts = set(mllm.processor.tokenizer.all_special_ids), ["", *texts_of(mllm, answer)]
+    special, texts = set(mllm.processor.tokenizer.all_special_ids), ["", *mllm.texts_of(answer)]
     offsets = [number for number, token in enumerate(answer) if token not in special]
     return offsets, answer, [texts[number + 1][len(texts[number]) :] for number in offsets], NO_TOKEN
-
-
-def texts_of(mllm: MLLM, ids: Sequence[int]) -> list[str]:
-    """Return the text up to and including each token."""
-    decode = partial(mllm.processor.tokenizer.decode, clean_up_tokenization_spaces=False)
-    return [decode(list(ids[: number + 1])) for number in range(len(ids))]
 
 
 def word_ends(texts: Sequence[str], word: str) -> list[int]:
@@ -117,7 +111,7 @@ def _in_questions(mllm: MLLM, batch: Batch, word: str) -> list[list[int]]:
         ids = batch.inputs["input_ids"][row]
         first = int((ids == mllm.config.image_token_id).nonzero().max()) + 1
         last = int(batch.inputs["attention_mask"][row].nonzero().max())
-        ends = word_ends(texts_of(mllm, ids[first : last + 1].tolist()), word)
+        ends = word_ends(mllm.texts_of(ids[first : last + 1].tolist()), word)
         before, _, after = mllm.prompt(question).rpartition(mllm.image_placeholder)[2].partition(question)
         counts = [len(pattern(word).findall(text)) for text in (before, question, after)]
         in_question = ends[counts[0] : counts[0] + counts[1]] if len(ends) == sum(counts) else []

@@ -16,7 +16,7 @@ from workbench.analysis.declaration import Context
 from workbench.capture.hidden_states import read
 from workbench.data.base import Sample
 from workbench.data.folder import QUESTION
-from workbench.lens import Lens, lens_of
+from workbench.lens import Lens, lens_of, readable
 from workbench.mllm.base import MLLM
 from workbench.mllm.family import VisualTokens
 from workbench.spatial.grids import BACKGROUND, canvas, object_per_token
@@ -189,11 +189,5 @@ def _map(
             right = set(first_tokens_of(mllm, truth))
             place = (number, sample.image_id, layer, token, *patches[token])
             for rank, (word_id, p) in enumerate(zip(likely_ids, probabilities, strict=True), start=1):
-                rows.append((*place, rank, _readable(mllm, word_id), p, truth, word_id in right))
+                rows.append((*place, rank, readable(mllm, word_id), p, truth, word_id in right))
     return rows
-
-
-def _readable(mllm: MLLM, token: int) -> str:
-    """Return a token as text, or as the tokenizer writes it if it is only a space."""
-    tokenizer = mllm.processor.tokenizer
-    return tokenizer.decode([token]).strip() or str(tokenizer.convert_ids_to_tokens(token))

@@ -17,7 +17,7 @@ from PIL import Image
 from analyses.attention import ANALYSIS, MEASURES, Config
 from analyses.attention import run as run_attention
 from analyses.attention.measuring import batches, image_maps, image_rows
-from analyses.attention.positions import texts_of, with_positions, word_ends
+from analyses.attention.positions import with_positions, word_ends
 from analyses.attention.questions import SINGLE_MEASURES, Question
 from tests.conftest import refused, run
 from tests.tiny import BUILDERS, build
@@ -142,7 +142,7 @@ def test_the_last_token_of_every_whole_word() -> None:
 
 def test_texts_grow_token_by_token(mllm: MLLM) -> None:
     ids = mllm.processor.tokenizer("is red left", add_special_tokens=False)["input_ids"]
-    assert texts_of(mllm, ids) == ["is", "is red", "is red left"]
+    assert mllm.texts_of(ids) == ["is", "is red", "is red left"]
 
 
 # --- two objects -------------------------------------------------------------------------------------

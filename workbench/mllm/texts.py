@@ -200,6 +200,11 @@ class ModelTexts:
             )
         return list(ids)
 
+    def texts_of(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of some tokens up to and including each of them."""
+        decode = self.processor.tokenizer.decode
+        return [decode(list(ids[: n + 1]), clean_up_tokenization_spaces=False) for n in range(len(ids))]
+
     def _text_ids(self, text: str) -> list[int]:
         ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
