@@ -7,7 +7,8 @@ of all images; for each question an image of another one) with 95 % intervals ov
 over its runs with its interval over runs, if there are several. The likeliest option counts as the answer.
 
 With --scorers it prints the score that the paper reports of each benchmark, by every decoding and scorer, and the
-difference of each variant to the first one, paired by run, with Student's t interval.
+difference of each variant to the first one, paired by run, with Student's t interval. A variant of one run has its
+interval over images, and no difference.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import tyro
 from jaxtyping import Float
 
 from workbench.analysis.api import run_analysis
-from workbench.benchmarks.headline import headline
+from workbench.benchmarks.headline import Headline, headline
 from workbench.cli import command, parse
 from workbench.data import load_data
 from workbench.data.benchmark_rows import BenchmarkDataset
@@ -34,6 +35,7 @@ from workbench.data.twins.write import TWINS
 from workbench.errors import ConfigError
 from workbench.intervals import mean_interval, t_interval
 from workbench.mllm import MLLM
+from workbench.training_folder import training_record
 
 SUBSETS = ("coco_one", "coco_two", "a")
 
@@ -135,16 +137,27 @@ def by_scorer(
             for variant, of_runs in tables.items()
         }
         shares = {variant: np.array([value.score for value in of_runs]) for variant, of_runs in values.items()}
-        reference = next(iter(shares.values()))
+        reference, *others = shares.values()
         cells = [name, decoding, str(scorer), f"{next(iter(values.values()))[0].chance:.3f}"]
-        cells += [_over_runs(share, (0, 1), "") for share in shares.values()]
-        yield cells + [_over_runs(share - reference, (-1, 1), "+") for share in list(shares.values())[1:]]
+        cells += [_score(of_runs) for of_runs in values.values()]
+        yield cells + [_difference(share - reference) for share in others]
 
 
-def _over_runs(values: Float[np.ndarray, " run"], bounds: tuple[float, float], sign: str) -> str:
-    """Return the mean over runs with Student's interval, as text."""
-    interval = t_interval(values, bounds=bounds)
-    return f"{interval.estimate:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+def _score(of_runs: Sequence[Headline]) -> str:
+    """Return the mean over runs with its interval over runs, or one run's score with its interval over images."""
+    first = of_runs[0]
+    if len(of_runs) == 1:
+        return f"{first.score:.3f} [{first.low:.3f}, {first.high:.3f}]"
+    interval = t_interval([one.score for one in of_runs], bounds=(0, 1), trials=first.n)
+    return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _difference(values: Float[np.ndarray, " run"]) -> str:
+    """Return the mean difference of pairs of runs with Student's interval; a single pair has none."""
+    if len(values) == 1:
+        return f"{values[0]:+.3f}, 1 pair"
+    interval = t_interval(values, bounds=(-1, 1))
+    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def _interval(score: Mapping[str, float]) -> str:
@@ -154,7 +167,8 @@ def _interval(score: Mapping[str, float]) -> str:
 def _print_by_scorer(twins: Mapping[str, str], variants: Mapping[str, Sequence[MLLM]]) -> None:
     """Print the table by decoding and scorer."""
     first, *others = variants
-    head = ["twin", "decoding", "scorer", "chance", *variants, *(f"{name} - {first}" for name in others)]
+    named = [f"{name}, {len(models)} run{'s' * (len(models) > 1)}" for name, models in variants.items()]
+    head = ["twin", "decoding", "scorer", "chance", *named, *(f"{name} - {first}" for name in others)]
     print("|", " | ".join(head), "|\n|", " | ".join("---" for _ in head), "|")
     for name, spec in twins.items():
         data = load_data(spec)
@@ -171,19 +185,68 @@ def _print_by_scorer(twins: Mapping[str, str], variants: Mapping[str, Sequence[M
                 print("|", " | ".join(cells), "|", flush=True)
 
 
+def variants_of(kind: str, words: Sequence[str]) -> dict[str, list[str]]:
+    """Return the folders of each variant.
+
+    Args:
+        kind: the option, in messages.
+        words: each NAME=RUN,RUN,...
+
+    Raises:
+        ConfigError: a word of another form, or a name that two of them have.
+        RunError: a folder that is no finished training; the message names the nearest one.
+    """
+    variants: dict[str, list[str]] = {}
+    for word in words:
+        name, _, runs = word.partition("=")
+        folders = runs.split(",")
+        if not name or not all(folders):
+            raise ConfigError(f"{kind} has {word}: expected NAME=RUN or NAME=RUN,RUN,...")
+        if name in variants:
+            raise ConfigError(f"{kind} names {name} twice: expected {name}=RUN,RUN,... for several runs")
+        variants[name] = folders
+        for folder in folders:
+            training_record(Path(folder))
+    return variants
+
+
+def check_pairs(variants: Mapping[str, Sequence[str]]) -> None:
+    """Check that the runs of the variants are paired: as many of each, with the same training seeds in order.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    seeds = {
+        name: [training_record(Path(folder))["recipe"]["seed"] for folder in folders]
+        for name, folders in variants.items()
+    }
+    for name, of_variant in seeds.items():
+        first, of_first = next(iter(seeds.items()))
+        if of_variant != of_first:
+            raise ConfigError(
+                f"{name} has the training seeds {', '.join(map(str, of_variant))} and {first} has"
+                f" {', '.join(map(str, of_first))}: expected the same ones in the same order, as differences are paired"
+            )
+
+
 def main(argv: list[str]) -> None:
     """Print the table of each kind of models."""
     options = parse(Options, argv, prog="python -m benchmarks.twins", description=__doc__ or "")
     if not options.shapes and not options.photos:
         raise ConfigError("no models are given: expected --shapes or --photos, each NAME=RUN,RUN,...")
-    for kind, words in (("shapes", options.shapes), ("photos", options.photos)):
-        if not words:
+    folders = {
+        kind: variants_of(kind, words) for kind, words in (("shapes", options.shapes), ("photos", options.photos))
+    }
+    if not options.twins.is_dir():
+        raise ConfigError(f"{options.twins} is not a folder: expected what python -m workbench.data.twins wrote")
+    if options.scorers:
+        for named in folders.values():
+            check_pairs(named)
+    for kind, named in folders.items():
+        if not named:
             continue
         begin = time.perf_counter()
-        variants = {
-            name: [MLLM.load(folder) for folder in folders.split(",")]
-            for name, _, folders in (word.partition("=") for word in words)
-        }
+        variants = {name: [MLLM.load(folder) for folder in of_variant] for name, of_variant in named.items()}
         if options.scorers:
             _print_by_scorer(specs(options.twins, kind), variants)
             continue

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from scipy import stats
 
 from benchmarks.twins import by_scorer
+from tests.conftest import refused
 from workbench.benchmarks.tables import answer_row, scores
 from workbench.data.base import Sample
 
@@ -36,3 +39,27 @@ def test_runs_are_paired_and_every_scorer_has_a_row() -> None:
     low, high = (float(bound) for bound in rows[0][6].split("[")[1].rstrip("]").split(","))
     assert low < difference.mean() < high
     assert abs((high - low) / 2 - half) < 0.02
+
+
+def test_a_single_run_has_its_interval_over_images_and_no_interval_of_the_difference() -> None:
+    (row, *_) = by_scorer("pope", "pope", "greedy", {"baseline": [table(10)], "viral": [table(13)]})
+    low, high = (float(bound) for bound in row[4].split("[")[1].rstrip("]").split(","))
+    assert 0.25 < low < 0.5 < high < 0.75  # 20 images
+    assert row[6] == "+0.150, 1 pair"
+
+
+def test_equal_scores_of_several_runs_have_the_interval_of_their_questions() -> None:
+    (row, *_) = by_scorer("pope", "pope", "greedy", {"baseline": [table(10)] * 3, "viral": [table(10)] * 3})
+    assert row[4] != "0.500 [0.000, 1.000]"
+
+
+@pytest.mark.slow
+def test_models_that_cannot_be_paired_are_refused(runs_folder: Path, tmp_path: Path) -> None:
+    baseline, viral = (str(runs_folder / name) for name in ("baseline", "viral"))
+    words = ["benchmarks.twins", str(tmp_path), "--scorers", "--shapes"]
+    assert "shapes has nothing: expected NAME=RUN or NAME=RUN,RUN,..." in refused(*words, "nothing")
+    said = refused(*words, f"a={baseline}", f"a={viral}")
+    assert "shapes names a twice: expected a=RUN,RUN,... for several runs" in said
+    said = refused(*words, f"a={baseline},{baseline}", f"b={viral}")
+    assert "b has the training seeds 0 and a has 0, 0: expected the same ones in the same order" in said
+    assert "is not the folder of a finished training" in refused(*words, f"a={baseline}x")
