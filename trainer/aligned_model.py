@@ -67,12 +67,7 @@ class Aligned(nn.Module):
 
     def hidden_tokens(self, visual: Sequence[Sequence[VisualTokens]]) -> Bool[Tensor, " token"] | None:
         """Draw the visual tokens that the next forward pass hides; None where it hides none, as in evaluation."""
-        if self.mask is None:
-            return None
-        if self.training:
-            return self.mask.draw(visual)
-        self.mask.clear()
-        return None
+        return self.mask.draw(visual) if self.mask is not None and self.training else None
 
 
 class AlignedForConditionalGeneration(Aligned):

@@ -15,10 +15,11 @@ from typing import Any
 
 from PIL import Image
 
+from trainer.build.frozen_precision import half_autocast
 from trainer.recipe import AlignmentConfig
 from workbench.attention_heads import Head, attention_heads
 from workbench.capture.heads import read_heads
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, RunError
 from workbench.metrics import METRICS
 from workbench.mllm import MLLM
 from workbench.progress import progress_bar
@@ -65,6 +66,25 @@ class HeadChoice:
         return {"attention_heads": asdict(self)}
 
 
+def check_same_choice(choices: Sequence[HeadChoice | None]) -> None:
+    """Check that all ranks align the same attention heads.
+
+    Args:
+        choices: of each rank; None where the recipe chooses no heads.
+
+    Raises:
+        RunError: two ranks have chosen different ones.
+    """
+    chosen = [None if choice is None else [tuple(head) for head in choice.chosen] for choice in choices]
+    for rank, heads in enumerate(chosen):
+        if heads != chosen[0]:
+            names = [" ".join(f"{layer}.{head}" for layer, head in of_rank or ()) for of_rank in (chosen[0], heads)]
+            raise RunError(
+                f"rank 0 chose attention heads {names[0]} and rank {rank} {names[1]}: expected the same (layer.head),"
+                " for which all ranks need the same data, weights, package versions and kind of device"
+            )
+
+
 def candidates(model: Any, settings: AlignmentConfig) -> list[Head]:
     """Return the attention heads of a transformers model among which the recipe chooses.
 
@@ -107,7 +127,9 @@ def choose_heads(
         batch = mllm.encode(part, prompts[start : start + BATCH])
         grids = mllm.token_grids(batch)
         patches = [[[tile.cpu() for tile in tiles] for tiles in patches_under(vfm, part, grids)] for vfm in vfms]
-        within.add(read_heads(mllm, batch, grids, heads), patches)
+        with half_autocast(mllm.model):  # not the VFMs, whose features are always float32
+            outputs = read_heads(mllm, batch, grids, heads)
+        within.add(outputs, patches)
     for module, training in modes.items():
         module.training = training
     results = within.finish()

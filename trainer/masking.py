@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from workbench.errors import ModelError
+from workbench.errors import DataError, ModelError
 from workbench.mllm import VisualTokens
 from workbench.mllm.family import family_of
 
@@ -54,18 +54,14 @@ class TokenMask:
         self._drawn = rows, columns, images, hidden
         return hidden
 
-    def clear(self) -> None:
-        """Hide nothing in the next forward pass."""
-        self._drawn = None
-
     def hide(
-        self, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+        self, block: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], dict[str, Any]] | None:
-        """Replace the hidden tokens in the input of the first block; a forward pre-hook.
+        """Replace the hidden tokens in the input of the first block, if it is in training; a forward pre-hook.
 
         It runs again when activation checkpointing recomputes the block, with the same tokens hidden.
         """
-        if self._drawn is None:
+        if self._drawn is None or not block.training:
             return None
         replaced = self._replaced(args[0] if args else kwargs["hidden_states"])
         return ((replaced, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": replaced})
@@ -78,7 +74,7 @@ class TokenMask:
         count = int(self._drawn[2][-1]) + 1
         sums = tokens.new_zeros(count, tokens.shape[-1]).index_add(0, images, tokens * visible)
         counts = visible.new_zeros(count, 1).index_add(0, images, visible)
-        means = sums / counts.clamp(min=1)
+        means = sums / counts
         result = states.clone()
         result[rows, columns] = torch.where(hidden[:, None], means[images], tokens)
         return result
@@ -105,8 +101,18 @@ def loss_tokens(tokens: int, share: float) -> int:
     """Return over how many of the `tokens` of an image or tile the alignment loss is a mean.
 
     Without a mask these are all; with one the hidden tokens: share * tokens, rounded, at least 1 and not all.
+
+    Raises:
+        DataError: there is only one token, which cannot be hidden, since another one must stay visible.
     """
-    return tokens if share == 0 else max(1, min(tokens - 1, round(share * tokens)))
+    if share == 0:
+        return tokens
+    if tokens < 2:
+        raise DataError(
+            f"alignment.mask is {share}, but an image or tile has one visual token: expected two or more, since one"
+            " must stay visible, or alignment.mask 0"
+        )
+    return max(1, min(tokens - 1, round(share * tokens)))
 
 
 def _hidden(tokens: int, share: float) -> Bool[Tensor, " token"]:

@@ -268,7 +268,7 @@ class OptimConfig:
     frozen_precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` stores the frozen matrices of a pretrained or an assembled model in half the memory. What is trained
     stays float32, and with `precision` bfloat16, which it needs, no loss changes: autocast rounds these matrices in
-    every pass anyway."""
+    every pass anyway. Questions with options are then answered in bfloat16 too, instead of float32."""
     loss_average: Literal["batch", "microbatch"] = "batch"
     """What the language-model loss is a mean over: all answer tokens of the global `batch`, or the means of each
     `microbatch` (forward pass of a process), so that the answers of one with fewer tokens count more, as in the
@@ -424,13 +424,13 @@ class AlignmentConfig:
             )
 
     def _check_selection(self) -> None:
-        if self.where != "heads":
-            if self.selection != SelectionConfig():
-                raise ConfigError(
-                    f"alignment.selection is changed, but alignment.where is {self.where}: expected heads, or no"
-                    " alignment.selection"
-                )
-        elif self.target != "vfm":
+        if not self.chooses_heads and self.selection != SelectionConfig():
+            why = f"alignment.where is {self.where}" if self.aligned else "alignment.objective is none"
+            raise ConfigError(
+                f"alignment.selection is changed, but {why}: expected an alignment loss on single heads"
+                " (alignment.where heads), or no alignment.selection"
+            )
+        if self.where == "heads" and self.target != "vfm":
             raise ConfigError(
                 f"alignment.where is heads with alignment.target {self.target}: expected target vfm, since heads are"
                 " chosen by their alignment with the VFM"

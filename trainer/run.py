@@ -18,6 +18,7 @@ from trainer.build.lora import lora_layers, merge_lora, merged_state
 from trainer.card import origins, write_card
 from trainer.checks import checked_stages
 from trainer.evaluation import Evaluation, summary
+from trainer.head_choice import check_same_choice
 from trainer.hub import push
 from trainer.loop import AlignmentTrainer, build_trainer
 from trainer.monitor.progress import write_log
@@ -91,6 +92,7 @@ def setup_of(recipe: Recipe, checkpoint: Path | None = None) -> Setup:
 def _trained(recipe: Recipe, checkpoint: Path | None) -> AlignmentTrainer:
     """Train from the beginning or from a checkpoint to the last step and its evaluation; return the Trainer."""
     setup = distributed.together(setup_of, recipe, checkpoint)
+    distributed.together(check_same_choice, distributed.gathered([setup.choice]))
     state, warnings = None, list[str]()
     if checkpoint is not None:
         warnings = distributed.on_main(check_same_sources, checkpoint, setup.record, repaired=recipe.repaired)

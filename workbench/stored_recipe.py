@@ -16,11 +16,18 @@ RENAMED = MappingProxyType(
     }
 )
 """The current names of renamed keys, by their old names."""
+ADDED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "alignment": {"selection": {"heads": 4, "k": 10, "images": 32}, "mask": 0.0, "final_norm": False},
+        "optim": {"frozen_precision": "float32", "loss_average": "batch"},
+    }
+)
+"""Keys that older recipes lack, by section, with the value that those trainings had."""
 LISTS = ("data.train", "alignment.layer", "alignment.vfm")  # lists that used to be single values
 
 
 def current_recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored recipe with the current names of its keys; keys that are newer than the recipe are not added.
+    """Return a stored recipe with the current names of its keys, and with the keys of `ADDED` in the sections it has.
 
     Old recipes have no `model.kind`. It follows from their other keys: a model with a name is `pretrained`; a model
     whose vision encoder or language model contains a slash (a hub id or a folder) is `assembled`; any other is `toy`.
@@ -29,7 +36,12 @@ def current_recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
     recipe: dict[str, Any] = {}
     for section, content in stored.items():
         if isinstance(content, Mapping):
-            recipe[section] = {_name(section, key): _value(section, key, value) for key, value in content.items()}
+            current = {_name(section, key): _value(section, key, value) for key, value in content.items()}
+            recipe[section] = current | {
+                key: dict(value) if isinstance(value, Mapping) else value
+                for key, value in ADDED.get(section, {}).items()
+                if key not in current
+            }
         else:
             recipe[section] = content
         if section == "start" and "stage1" not in stored:

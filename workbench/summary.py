@@ -54,6 +54,7 @@ IN_WORDS = (
     "selection.k",
     "selection.images",
     "mask",
+    "final_norm",
     "target",
     "vfm",
     "schedule",

@@ -165,9 +165,10 @@ def alignment_words(settings: Mapping[str, Any]) -> str:
             "heads": "each",
             "where": "output",
             "mask": 0.0,
+            "final_norm": False,
         }
         changed = [key for key, default in defaults.items() if settings.get(key, default) != default]
-        words += [f"{key.replace('_', ' ')} {settings[key]}" for key in changed]
+        words += [_setting(key, settings[key]) for key in changed]
         if settings.get("where") == "heads":
             chosen = settings["selection"]
             words.append(f"the {chosen['heads']} least aligned by {chosen['k']} neighbors on {chosen['images']} images")
@@ -181,6 +182,12 @@ def alignment_words(settings: Mapping[str, Any]) -> str:
     if settings.get("residual", "none") != "none":
         words.append(f"residual {settings['residual']}" + (f", layer {layer}" if not words else ""))
     return ", ".join(words) or "none"
+
+
+def _setting(key: str, value: Any) -> str:
+    """Return a setting in words: `final_norm` True as "final norm", `warmup` 5 as "warmup 5"."""
+    words = key.replace("_", " ")
+    return words if value is True else f"{words} {value}"
 
 
 def training_log(folder: Path) -> pd.DataFrame:

@@ -852,6 +852,8 @@ def test_the_runs_page_reads_old_and_new_records(tmp_path: Path) -> None:
         alignment_words(new)
         == "efficientnet-lite0, dinov2-small, layer 2, 3, weight 0.5, objective relation, CLIP-normalized"
     )
+    normed = as_mapping(AlignmentConfig(objective="cosine", final_norm=True, warmup=1))
+    assert alignment_words(normed) == "efficientnet-lite0, layer 3, weight 0.5, warmup 1, final norm"
     assert (
         alignment_words(as_mapping(AlignmentConfig(residual="projector", layer=(2,)))) == "residual projector, layer 2"
     )

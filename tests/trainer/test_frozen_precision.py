@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from tests.students import VIRAL, world
+from tests.students import VIRAL, picture, world
 from trainer.build.frozen_precision import halve_frozen
 from trainer.checks import check_launch
 from trainer.dry_run.plan import plan
+from trainer.head_choice import choose_heads
 from trainer.output.model_folder import LORA_FILE
 from trainer.recipe import Recipe
 from trainer.run import train
@@ -144,6 +145,23 @@ def test_questions_are_answered_and_the_encoders_width_is_found(llava: list[str]
     more = ["--data.val", f"hf:{tmp_path / 'asked.jsonl'}", "--alignment.target", "encoder", "--optim.steps", "2"]
     train(recipe_of([*llava, *HALF, *more, "--output_dir", str(tmp_path / "out")]), [])
     assert pd.read_parquet(tmp_path / "out" / "evaluation.parquet")["correct"].notna().all()
+
+
+def test_heads_are_chosen_by_the_vfms_float32_features(llava: list[str]) -> None:
+    heads = ["--alignment.where", "heads", "--alignment.selection.heads", "1", "--alignment.selection.k", "2"]
+    setup = ConversationSetup.from_recipe(recipe_of([*llava, *HALF, *heads]))
+    dtypes: dict[str, set[torch.dtype]] = {"vfm": set(), "o_proj": set()}
+
+    def note(name: str, value: torch.Tensor) -> None:
+        dtypes[name].add(value.dtype)
+
+    for layer in setup.vfms[0].network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda _, __, output: note("vfm", output))
+    setup.mllm.decoder.layers[1].self_attn.o_proj.register_forward_pre_hook(lambda _, args: note("o_proj", args[0]))
+    settings, images = setup.recipe.alignment, [picture(n) for n in range(3)]
+    choose_heads(setup.mllm, images, ["what is this ?"] * 3, setup.vfms, settings)
+    assert dtypes == {"vfm": {torch.float32}, "o_proj": {torch.bfloat16}}
 
 
 def test_what_cannot_be_halved_is_one_sentence(llava: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

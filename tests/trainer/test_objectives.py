@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from PIL import Image
 from tests.conftest import recipe
 from tests.students import VIRAL, world
 from tests.tiny import build
+from trainer.aligned_model import AlignedMLLMForConditionalGeneration
 from trainer.alignment import attach_alignment
 from trainer.dry_run.plan import plan
-from trainer.head_choice import FILE, HeadChoice, choose_heads
+from trainer.evaluation import answer_questions
+from trainer.head_choice import FILE, HeadChoice, check_same_choice, choose_heads
 from trainer.masking import TokenMask, attach_mask, loss_tokens
 from trainer.objectives import predict_loss
 from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe, SelectionConfig
@@ -30,8 +33,10 @@ from trainer.setups.conversation import ConversationSetup
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate
 from workbench.cli import parse
-from workbench.errors import ConfigError, ModelError
+from workbench.data import Sample
+from workbench.errors import ConfigError, DataError, ModelError, RunError
 from workbench.mllm import MLLM
+from workbench.scoring.prefixes import can_share
 from workbench.spatial.vfm_patches import patches_under
 from workbench.vfm import load_vfm
 
@@ -99,9 +104,16 @@ def test_predict_loss_and_its_gradient_equal_their_formulas() -> None:
 # --- hidden tokens --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tokens", "share", "expected"), [(64, 0, 64), (64, 0.25, 16), (4, 0.01, 1), (4, 0.99, 3)])
+@pytest.mark.parametrize(
+    ("tokens", "share", "expected"), [(64, 0, 64), (64, 0.25, 16), (4, 0.01, 1), (4, 0.99, 3), (2, 0.9, 1), (1, 0, 1)]
+)
 def test_the_number_of_tokens_in_the_loss(tokens: int, share: float, expected: int) -> None:
     assert loss_tokens(tokens, share) == expected
+
+
+def test_the_only_token_of_an_image_cannot_be_hidden() -> None:
+    with pytest.raises(DataError, match=r"alignment.mask is 0.5, but an image or tile has one visual token: expected"):
+        loss_tokens(1, 0.5)
 
 
 def test_hidden_tokens_are_the_mean_of_the_visible_ones_and_show_nothing(llava: Path) -> None:
@@ -110,7 +122,7 @@ def test_hidden_tokens_are_the_mean_of_the_visible_ones_and_show_nothing(llava: 
     visual = mllm.visual_tokens(batch)
     inputs: list[torch.Tensor] = []
     mllm.decoder.layers[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().clone()))
-    mask = attach_mask(mllm.model, 0.5)
+    mask = attach_mask(mllm.model.train(), 0.5)
     mllm.decoder.layers[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().clone()))
     torch.manual_seed(0)
     hidden = mask.draw(visual)
@@ -135,9 +147,32 @@ def test_hidden_tokens_are_the_mean_of_the_visible_ones_and_show_nothing(llava: 
 
     handle = mllm.projector.register_forward_hook(disturb)
     assert torch.equal(mllm.model(**batch.inputs).logits, logits)  # the hidden tokens' own features reach nothing
-    mask.clear()
-    assert not torch.allclose(mllm.model(**batch.inputs).logits, logits, atol=1e-3)
+    assert not torch.allclose(mllm.model.eval()(**batch.inputs).logits, logits, atol=1e-3)
     handle.remove()
+
+
+@pytest.mark.parametrize("shares_prefix", [True, False])
+def test_no_token_is_hidden_in_the_evaluation_after_a_training_pass(llava: Path, shares_prefix: bool) -> None:
+    """`Quiz` runs the transformers model itself, without the module that draws the hidden tokens."""
+    mllm = MLLM.load(str(llava), validate=False)
+    mllm.family = replace(mllm.family, shares_prefix=shares_prefix)
+    options = ("red", "blue", "a cat")
+    scenes = [
+        [
+            Sample(f"{n} {word}", str(n), partial(picture, n), f"what is {word} ?", "red", options, "color")
+            for word in ("this", "the")
+        ]
+        for n in range(3)
+    ]
+    assert can_share(mllm) == shares_prefix
+    model = AlignedMLLMForConditionalGeneration(mllm, mask=attach_mask(mllm.model, 0.9))
+    before = answer_questions(model.eval(), mllm, scenes, 2)
+    batch = mllm.encode([scene[0].image for scene in scenes], ["what is this ?"] * 3)
+    labels = batch.inputs["input_ids"].masked_fill(batch.inputs["input_ids"] < 4, -100)
+    inputs = {"labels": labels, "visual": mllm.visual_tokens(batch), **batch.inputs}
+    hidden = model.train()(**inputs).logits
+    pd.testing.assert_frame_equal(answer_questions(model.eval(), mllm, scenes, 2), before, check_exact=True)
+    assert not torch.allclose(model(**inputs).logits, hidden, atol=1e-3)
 
 
 def test_the_loss_is_a_mean_over_the_hidden_tokens_alone() -> None:
@@ -224,6 +259,9 @@ def test_the_loss_of_attention_heads_is_that_of_their_outputs(llava: Path, objec
     assert not reached[width:].any()
 
 
+CHOICES = (([(1, 0), (2, 3)], 0.5), ([(1, 0), (2, 3)], 0.5000001), ([(1, 0), (2, 1)], 0.5))
+
+
 def naive_mutual_knn(x: np.ndarray, y: np.ndarray, k: int) -> float:
     shares = []
     for i in range(len(x)):
@@ -261,6 +299,15 @@ def test_the_chosen_heads_have_the_lowest_mutual_knn(llava: Path) -> None:
     assert all(chance == pytest.approx(4 / 15, abs=0.05) for *_, chance in choice.scores)
 
 
+def test_ranks_that_chose_different_heads_are_refused() -> None:
+    choices = [HeadChoice(chosen, [(1, 0, score, 0.1)], 10, 4, 16) for chosen, score in CHOICES]
+    check_same_choice([])
+    check_same_choice([None, None])
+    check_same_choice(choices[:2])
+    with pytest.raises(RunError, match=r"rank 0 chose attention heads 1.0 2.3 and rank 2 1.0 2.1: expected the same"):
+        check_same_choice(choices)
+
+
 def test_a_checkpoint_holds_the_choice(tmp_path: Path) -> None:
     settings = tiny(where="heads", layer=(1, 3), selection=SelectionConfig(heads=2, images=4))
     ready = PackedSetup.from_recipe(settings)
@@ -279,6 +326,11 @@ def test_a_checkpoint_holds_the_choice(tmp_path: Path) -> None:
     [
         ({"objective": "predict", "heads": "none"}, "expected each or shared for the predict objective"),
         ({"selection": SelectionConfig(k=5)}, "alignment.selection is changed, but alignment.where is output"),
+        (
+            {"objective": "none", "where": "heads", "selection": SelectionConfig(k=5)},
+            "alignment.selection is changed, but alignment.objective is none: expected an alignment loss on single",
+        ),
+        ({"objective": "none", "where": "heads", "target": "encoder"}, "alignment.where is heads with alignment.targ"),
         ({"where": "heads", "target": "encoder"}, "alignment.where is heads with alignment.target encoder"),
         ({"objective": "relation", "mask": 0.5}, "alignment.mask is 0.5 with alignment.objective relation"),
         ({"objective": "none", "mask": 0.5}, "expected predict or cosine, whose loss is a mean over tokens"),

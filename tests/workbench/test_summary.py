@@ -16,6 +16,7 @@ from trainer.recipe import Recipe
 from workbench.cli import parse
 from workbench.errors import RunError
 from workbench.intervals import mean_interval
+from workbench.stored_recipe import ADDED
 from workbench.summary import Trained, main, outcome, sentences, what_came_out, what_to_open, what_was_compared
 from workbench.yaml_config import as_mapping
 
@@ -222,3 +223,19 @@ def test_the_command_prints_three_and_refuses_the_rest(tmp_path: Path, capsys: p
     assert "was evaluated by its loss" in refused(
         "workbench.summary", "--model", str(tmp_path / "baseline"), str(tmp_path / "third")
     )
+
+
+def test_keys_that_an_older_recipe_lacks_do_not_differ(tmp_path: Path) -> None:
+    first = Trained.read("a", store(tmp_path / "a", "demo_viral", questions(0.5)))
+    folder = store(tmp_path / "b", "demo_viral", questions(0.5))
+    record = json.loads((folder / "training.json").read_text())
+    for section, keys in ADDED.items():
+        for key in keys:
+            del record["recipe"][section][key]
+    (folder / "training.json").write_text(json.dumps(record))
+    assert "their recipes do not differ in anything" in what_was_compared(first, Trained.read("b", folder))
+    last = ("--alignment.layer", "6", "--alignment.final_norm")
+    normed = Trained.read("c", store(tmp_path / "c", "demo_viral", questions(0.5), *last))
+    sentence = what_was_compared(Trained.read("b", folder), normed)
+    assert "final norm)" in sentence
+    assert "alignment.final_norm" not in sentence

@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 
 from trainer.aligned_model import Aligned
 from trainer.evaluation import Evaluation
+from trainer.head_choice import HeadChoice
 from trainer.recipe import Recipe
 
 
@@ -57,6 +58,7 @@ class Setup(Protocol):
         train: the training items; `collate` makes batches of them.
         val: the validation items, on which the model is evaluated while it trains.
         record: entries of training.json about model, data and VFMs.
+        choice: the attention heads that are aligned, where single ones are.
         unit: what the items are called in messages, in the plural.
     """
 
@@ -87,6 +89,9 @@ class Setup(Protocol):
 
     @property
     def record(self) -> dict[str, object]: ...
+
+    @property
+    def choice(self) -> HeadChoice | None: ...
 
     def collate(self, items: list[Any], /) -> dict[str, Any]:
         """Return a batch of `items`, on the CPU."""

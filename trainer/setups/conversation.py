@@ -86,8 +86,7 @@ class ConversationSetup:
             width = encoder_width(mllm, splits.train) if settings.reads_encoder else 0
         residual = _add_residual(mllm, settings, width)
         vfms, targets = _load_targets(mllm, splits.train, recipe)
-        with half_autocast(mllm.model):
-            choice = _choose_heads(mllm, settings, splits.train, vfms, checkpoint)
+        choice = _choose_heads(mllm, settings, splits.train, vfms, checkpoint)
         heads = _attach_heads(mllm, settings, targets, width, recipe.seed, choice)
         frozen = frozen_fingerprint(mllm.model, mllm.model.state_dict())
         sizes = _parameter_counts(mllm, trained, residual, heads)
