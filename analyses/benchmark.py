@@ -43,6 +43,7 @@ from workbench.analysis.declaration import Analysis, Context, Result
 from workbench.benchmarks.answering import Decoding, Shown, answer_chunk
 from workbench.benchmarks.asking import Asking, PromptOptions, ask
 from workbench.benchmarks.comparison import compared, whole
+from workbench.benchmarks.exchange import with_prompt
 from workbench.benchmarks.tables import ALL, scores
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.errors import ConfigError, ModelError
@@ -141,7 +142,7 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def _compared(runs: Mapping[str, Run]) -> pd.DataFrame:
-    return compared(*({label: run.tables[name] for label, run in runs.items()} for name in ("scores", "answers")))
+    return compared(*({label: with_prompt(run, name) for label, run in runs.items()} for name in ("scores", "answers")))
 
 
 def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:

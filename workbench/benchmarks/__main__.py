@@ -5,13 +5,13 @@
 
 A file is the folder of a run of `analyses.benchmark`, lmms-eval's `samples_*.jsonl`, or JSON lines with the keys id and
 answer, which need --data. Every scorer of the benchmark is computed anew; differences are to the first file, paired by
-question.
+question, and only between answers to the same prompt.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +19,15 @@ import pandas as pd
 import tyro
 
 from workbench.benchmarks.comparison import compared, whole
-from workbench.benchmarks.exchange import read_answers, read_run, write_answers
+from workbench.benchmarks.exchange import benchmark_run, read_answers, read_run, write_answers
 from workbench.benchmarks.paper_table import paper_table, text_of
 from workbench.benchmarks.tables import scores
 from workbench.cli import command, parse
 from workbench.data import load_data
 from workbench.data.benchmark_rows import BenchmarkDataset
-from workbench.errors import ConfigError
-from workbench.runs import load
+from workbench.errors import ConfigError, RunError
+from workbench.models import did_you_mean
+from workbench.runs import Run
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,12 @@ class Options:
     """Which answers are scored."""
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run folders and files of answers; NAME=FILE gives one the name NAME."""
+    """Run folders and files of answers; NAME=FILE gives one the name NAME, and several runs in the paper's table."""
     data: str = ""
     """Data set of the questions, such as pope:FOLDER; files of others need it."""
+    prompt: str = ""
+    """Name of the prompt that files of others were asked with, such as lmms; if it is not known, they are compared with
+    one another only."""
     seed: int = 0
     """Seed of the bootstrap."""
     paper_table: bool = False
@@ -51,11 +55,14 @@ def main(argv: list[str]) -> None:
     """Read the answers, score them and print the table of scores and differences."""
     options = parse(Options, argv, prog="python -m workbench.benchmarks", description=__doc__ or "")
     if options.paper_table:
-        print(text_of(paper_table([load(place) for place in _named(options.files).values()], options.scorer)))
+        if options.data or options.write is not None:
+            name = "data" if options.data else "write"
+            raise ConfigError(f"paper_table and {name} are set: expected one of them; the table is of stored runs")
+        print(text_of(paper_table(_runs(options.files), options.scorer)))
         return
     answers: dict[str, pd.DataFrame] = {}
     for name, place in _named(options.files).items():
-        answers[name] = _read(name, place, options.data)
+        answers[name] = _read(name, place, options.data, options.prompt)
     if options.write is not None:
         if options.write.exists():
             raise ConfigError(f"{options.write} exists: expected the name of a new file")
@@ -71,28 +78,46 @@ def _named(files: tuple[str, ...]) -> dict[str, Path]:
     Raises:
         ConfigError: no file, or two with the same name.
     """
-    if not files:
-        raise ConfigError("no files are given: expected run folders of analyses.benchmark, or files of answers")
     named: dict[str, Path] = {}
-    for word in files:
-        name, equals, place = word.partition("=")
-        path = Path(place if equals and not Path(word).exists() else word)
-        name = name if equals and not Path(word).exists() else path.stem
+    for name, path in _split(files):
+        name = name or path.stem
         if name in named:
             raise ConfigError(f"two files are called {name}: expected NAME=FILE for one of them")
         named[name] = path
     return named
 
 
-def _read(name: str, place: Path, spec: str) -> pd.DataFrame:
+def _split(files: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """Return the name and the path of each file; the name is "" where the word is the path alone.
+
+    Raises:
+        ConfigError: no file.
+    """
+    if not files:
+        raise ConfigError("no files are given: expected run folders of analyses.benchmark, or files of answers")
+    words = [("", word) if Path(word).exists() or "=" not in word else word.split("=", 1) for word in files]
+    return [(name, Path(place)) for name, place in words]
+
+
+def _runs(files: tuple[str, ...]) -> list[Run]:
+    """Return the runs of some folders, each with the name of its model, or that of NAME=FOLDER."""
+    runs = [(name, benchmark_run(place)) for name, place in _split(files)]
+    return [replace(run, record=run.record | {"label": name}) if name else run for name, run in runs]
+
+
+def _read(name: str, place: Path, spec: str, prompt: str) -> pd.DataFrame:
     """Return the answers of a run folder, or of a file to the questions of a data set."""
     if place.is_dir():
         return read_run(place).answers
     if not spec:
+        if not place.exists():
+            raise RunError(
+                f"{place} does not exist: expected a run folder or a file of answers{did_you_mean(str(place))}"
+            )
         raise ConfigError(f"{place} holds answers without their questions: expected --data, such as pope:FOLDER")
     data = load_data(spec, decode=False)
     benchmark = data.benchmark if isinstance(data, BenchmarkDataset) else ""
-    read = read_answers(place, benchmark, [sample for sample in data if sample.options])
+    read = read_answers(place, benchmark, [sample for sample in data if sample.options], prompt)
     if read.unanswered:
         count, first = len(read.unanswered), read.unanswered[0]
         sys.stderr.write(f"{name}: {count} questions have no answer, first {first}; they count as wrong\n")

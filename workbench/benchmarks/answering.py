@@ -68,7 +68,8 @@ def answer_chunk(
             scenes = [[_with_image(sample, blank) for sample in scene] for scene in scenes]
         quiz = Quiz(mllm, scenes, chunk.batch_size, images=shown != "no image")
         for sample, answer in _answers(quiz, asking, decoding):
-            rows.append(answer_row(asking.benchmark, asking.originals[sample.id], shown, **answer))
+            original = asking.originals[sample.id]
+            rows.append(answer_row(asking.benchmark, original, shown, prompt=asking.style, **answer))
     return Part({"answers": pd.DataFrame(rows)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,10 +12,12 @@ from workbench.benchmarks.tables import ALL, by_question, judged
 from workbench.intervals import mean_interval
 from workbench.training_folder import MEAN
 
+ASKED = ("prompt", "shown", "scorer")  # what must be equal for a difference
 POWER = 0.8416 + 1.96  # standard errors between 0 and a difference that four of five experiments show
 DIFFERENCES = ("difference", "difference_low", "difference_high", "smallest")
 SUMMARY = (
     "model",
+    "prompt",
     "shown",
     "scorer",
     "measure",
@@ -34,22 +37,25 @@ SUMMARY = (
 def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the scores of all models, with the paired difference of each accuracy to that of the first model.
 
-    Where a model was asked other questions than the first one, there is no difference.
+    There is no difference where a model was asked other questions than the first one, or with another prompt.
 
     Args:
         scores: {model: `tables.scores`}.
         answers: {model: its answers}.
     """
-    first: dict[tuple[str, str], pd.DataFrame] = {}
-    tables = []
+    first: dict[Any, pd.DataFrame] = {}
+    tables: list[pd.DataFrame] = []
     for model, model_scores in scores.items():
         table = model_scores.assign(model=model)
         table[list(DIFFERENCES)] = np.nan
-        for (shown, scorer), part in judged(answers[model]).groupby(["shown", "scorer"]):
-            reference = first.setdefault((shown, scorer), part)
-            if reference is part or _questions(reference) != _questions(part):
+        parts = dict(iter(judged(answers[model]).groupby(list(ASKED))))
+        if not tables:
+            first, parts = parts, {}
+        for asked, part in parts.items():
+            if asked not in first or _questions(first[asked]) != _questions(part):
                 continue
-            place = (table["shown"] == shown) & (table["scorer"] == scorer) & (table["measure"] == "accuracy")
+            reference = first[asked]
+            place = (table[list(ASKED)] == asked).all(axis=1) & (table["measure"] == "accuracy")
             for category in (ALL, MEAN):
                 values = difference(reference, part, by_type=category == MEAN)
                 table.loc[place & (table["category"] == category), list(values)] = list(values.values())
@@ -59,7 +65,7 @@ def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFr
 
 def _questions(answers: pd.DataFrame) -> set[tuple[str, ...]]:
     """Return what was asked: equal ids alone may be those of another data set, or of other labels."""
-    return set(answers[["id", "question", "gold"]].itertuples(index=False, name=None))
+    return set(answers[["id", "question", "gold", "options"]].itertuples(index=False, name=None))
 
 
 def whole(table: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,9 @@ Scoring them needs the questions, but neither a model nor images that can be dec
     run folder      `RUNS/benchmark-KEY`, which holds its own questions
     lmms-eval       `samples_TASK.jsonl`: `doc_id` counts the questions in their order, `filtered_resps` is the answer
     any JSON lines  `id`, as our data set names the question, and `answer`; `draw` where each question has several
+
+An answer that is null is missing, as one without a row is: it is wrong by every scorer. An empty text is what a model
+said.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from workbench.data.hf_tables import json_rows
 from workbench.data.images import shown
 from workbench.errors import DataError, RunError, one_line
 from workbench.files import atomic_file
+from workbench.models import did_you_mean
+from workbench.runs import Run, load
 
 SEEN = "image"
 
@@ -34,7 +39,7 @@ class AnswerFile:
     Attributes:
         answers: one row per question, as `tables.answer_row` makes them.
         unanswered: ids of questions of the data set that the file has no answer to, or not in each draw; what is
-            missing counts as unparsed.
+            missing is wrong by every scorer, and counts as unparsed.
     """
 
     answers: pd.DataFrame
@@ -47,23 +52,39 @@ def read_run(folder: Path) -> AnswerFile:
     Raises:
         RunError: the folder is no such run.
     """
-    file = folder / "answers.parquet"
+    return AnswerFile(with_prompt(benchmark_run(folder), "answers"))
+
+
+def benchmark_run(folder: Path) -> Run:
+    """Read a stored run of `analyses.benchmark`.
+
+    Raises:
+        RunError: the folder is no such run.
+    """
     try:
-        return AnswerFile(pd.read_parquet(file))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{shown(folder)} is no run of analyses.benchmark ({one_line(error, 80)}): expected a folder with"
-            " answers.parquet"
-        ) from error
+        run = load(folder)
+    except RunError as error:
+        near = did_you_mean(str(folder))
+        raise RunError(f"{shown(folder)} is no run of analyses.benchmark ({one_line(error, 80)}){near}") from error
+    if run.record["analysis"] != "benchmark":
+        raise RunError(f"{shown(folder)} is a run of {run.record['analysis']}: expected one of analyses.benchmark")
+    return run
 
 
-def read_answers(file: Path, benchmark: str, samples: Sequence[Sample]) -> AnswerFile:
+def with_prompt(run: Run, table: str) -> pd.DataFrame:
+    """Return a table of a run with the column `prompt`, which older runs have in their record only."""
+    rows = run.tables[table]
+    return rows if "prompt" in rows else rows.assign(prompt=str(run.extra["prompt"]))
+
+
+def read_answers(file: Path, benchmark: str, samples: Sequence[Sample], prompt: str = "") -> AnswerFile:
     """Read the answers of others to the questions of a data set.
 
     Args:
         file: JSON lines, of lmms-eval or with the keys `id` and `answer`.
         benchmark: name of the benchmark, "" if the data set is none.
         samples: its questions, in order.
+        prompt: name of the prompt that they were asked with, "" if that is not known.
 
     Raises:
         DataError: a row without these keys, a question that the data set does not have or that is answered twice, or
@@ -73,7 +94,7 @@ def read_answers(file: Path, benchmark: str, samples: Sequence[Sample]) -> Answe
         raise DataError(f"{shown(file)} does not exist: expected JSON lines with the keys id and answer")
     rows = json_rows(file)
     by_id = {sample.id: sample for sample in samples}
-    answers: dict[tuple[str, int], str] = {}
+    answers: dict[tuple[str, int], str | None] = {}
     for number, row in enumerate(rows, start=1):
         where = f"{shown(file.name)} row {number}"
         sample = _of_lmms(where, row, samples) if "doc_id" in row else _of_id(where, row, by_id)
@@ -87,11 +108,11 @@ def read_answers(file: Path, benchmark: str, samples: Sequence[Sample]) -> Answe
         raise DataError(f"{shown(file)} has no answers: expected JSON lines with the keys id and answer")
     draws = sorted({draw for _, draw in answers})
     table = [
-        answer_row(benchmark, sample, SEEN, answers.get((sample.id, draw), ""), draw=draw)
+        answer_row(benchmark, sample, SEEN, answers.get((sample.id, draw)), prompt=prompt, draw=draw)
         for draw in draws
         for sample in samples
     ]
-    lost = [sample.id for sample in samples if any((sample.id, draw) not in answers for draw in draws)]
+    lost = [sample.id for sample in samples if any(answers.get((sample.id, draw)) is None for draw in draws)]
     return AnswerFile(pd.DataFrame(table), tuple(lost))
 
 
@@ -102,6 +123,7 @@ def write_answers(answers: pd.DataFrame, file: Path) -> int:
     several answers.
     """
     seen = answers[answers["shown"] == SEEN]
+    seen = seen.assign(answer=[None if pd.isna(answer) else answer for answer in seen["answer"]])
     names = ["id", "answer", "gold", "category", "question", *(["draw"] if seen["draw"].nunique() > 1 else [])]
     with atomic_file(file) as partial:
         lines = (json.dumps({name: row[name] for name in names}) for row in seen.to_dict("records"))
@@ -137,13 +159,14 @@ def _of_lmms(where: str, row: Mapping[str, Any], samples: Sequence[Sample]) -> S
     return sample
 
 
-def _answer(where: str, row: Mapping[str, Any]) -> str:
+def _answer(where: str, row: Mapping[str, Any]) -> str | None:
     for name in ("answer", "filtered_resps", "resps", "text", "response"):
-        value = row.get(name)
+        if name not in row:
+            continue
+        value = row[name]
         while isinstance(value, list) and len(value) == 1:
             value = value[0]
-        if isinstance(value, str):
+        if value is None or isinstance(value, str):
             return value
-        if value is not None:
-            raise DataError(f"{where} has {name} {str(value)[:40]!r}: expected one text")
+        raise DataError(f"{where} has {name} {str(value)[:40]!r}: expected one text")
     raise DataError(f"{where} has no answer: expected the key answer, or filtered_resps as lmms-eval writes it")

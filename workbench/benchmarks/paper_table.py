@@ -4,7 +4,8 @@
 
 Conventions of the paper: CV-Bench 2D is the accuracy over all rows of Count and Relation, MMVP the accuracy of pairs,
 What's Up the mean of its COCO sets with one and two objects, POPE the mean accuracy of random and popular, MMStar the
-accuracy, MME perception plus cognition. All but MME are in %. Below each score stand its interval and its chance level.
+accuracy, MME perception plus cognition, the sum of the scores of as many categories as were asked. All but MME are in
+%. Below each score stand its interval, its chance level, and the prompt and decoding that it was asked with.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import pandas as pd
 
 from workbench.benchmarks.headline import HEADLINES
-from workbench.benchmarks.tables import ALL, judged
+from workbench.benchmarks.tables import ALL, by_question, judged
+from workbench.data.pope import pope_title
 from workbench.errors import ConfigError, UnknownNameError
 from workbench.intervals import mean_interval
 from workbench.runs import Run
@@ -28,6 +30,8 @@ TITLES = {
     "mmstar": "MMStar",
     "mme": "MME",
 }
+ORDER = list(TITLES.values())
+COLUMNS = ("model", "benchmark", "score", "low", "high", "chance", "asked_with", "labels", "n", "n_images")
 WHATS_UP = ("whatsup coco_one", "whatsup coco_two")
 
 
@@ -39,7 +43,8 @@ def paper_table(found: Sequence[Run], scorer: str) -> pd.DataFrame:
         scorer: one of the scorers of the runs.
 
     Returns:
-        Columns model, benchmark, score, low, high, chance, n, n_images; all scores but MME's are in %.
+        Columns model, benchmark, score, low, high, chance, asked_with (prompt and decoding), labels (their version), n,
+        n_images; all scores but MME's are in %.
 
     Raises:
         ConfigError: two runs of one model on one benchmark.
@@ -59,7 +64,7 @@ def paper_table(found: Sequence[Run], scorer: str) -> pd.DataFrame:
     if scorer not in known:
         raise UnknownNameError("scorer", scorer, known)
     rows = [{"model": model} | row for model, of_model in by_model.items() for row in _rows(of_model, scorer)]
-    return pd.DataFrame(rows, columns=["model", "benchmark", "score", "low", "high", "chance", "n", "n_images"])
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _rows(by_benchmark: Mapping[str, Run], scorer: str) -> Iterator[dict[str, Any]]:
@@ -67,7 +72,8 @@ def _rows(by_benchmark: Mapping[str, Run], scorer: str) -> Iterator[dict[str, An
     for name, title in TITLES.items():
         if name == "whatsup":
             if all(subset in by_benchmark for subset in WHATS_UP):
-                yield _row(title, _whats_up([by_benchmark[subset] for subset in WHATS_UP], scorer))
+                both = [by_benchmark[subset] for subset in WHATS_UP]
+                yield _row(title, _whats_up(both, scorer), both)
             continue
         if name not in by_benchmark:
             continue
@@ -79,20 +85,32 @@ def _rows(by_benchmark: Mapping[str, Run], scorer: str) -> Iterator[dict[str, An
             & (table["category"] == category)
         ]
         if len(chosen):
-            yield _row(title, chosen.iloc[0])
+            yield _row(_title(by_benchmark[name], scorer), chosen.iloc[0], [by_benchmark[name]])
 
 
-def _row(title: str, score: Mapping[str, Any]) -> dict[str, Any]:
-    scale = 1 if title == "MME" else 100
+def _title(run: Run, scorer: str) -> str:
+    """Return the title of a benchmark's column, with what makes its scores another one's: labels, or categories."""
+    benchmark = str(run.extra["benchmark"])
+    if benchmark != "mme":
+        return TITLES[benchmark] if benchmark != "pope" else pope_title(str(run.extra["labels"]))
+    table = run.tables["scores"]
+    chosen = (table["shown"] == "image") & (table["scorer"] == scorer) & (table["measure"] == "MME score")
+    return f"MME, sum of {int(chosen.sum())}"
+
+
+def _row(title: str, score: Mapping[str, Any], of_runs: Sequence[Run]) -> dict[str, Any]:
+    scale = 1 if title.startswith("MME") else 100
     scaled = {name: scale * float(score[name]) for name in ("score", "low", "high", "chance")}
-    return {"benchmark": title} | scaled | {name: int(score[name]) for name in ("n", "n_images")}
+    asked = {f"{run.extra['prompt']}, {run.extra['decoding']}" for run in of_runs}
+    labels = {str(run.extra["labels"]) for run in of_runs}
+    named = {"asked_with": " and ".join(sorted(asked)), "labels": " and ".join(sorted(labels))}
+    return {"benchmark": title} | scaled | named | {name: int(score[name]) for name in ("n", "n_images")}
 
 
 def _whats_up(found: Sequence[Run], scorer: str) -> dict[str, Any]:
     """Return the mean of the accuracies of the two sets, with an interval over the images of both."""
-    answers = pd.concat([run.tables["answers"] for run in found], ignore_index=True)
-    rows = judged(answers[answers["shown"] == "image"])
-    rows = rows[rows["scorer"] == scorer]
+    parts = [judged(run.tables["answers"].query("shown == 'image'")) for run in found]
+    rows = pd.concat([by_question(part[part["scorer"] == scorer]) for part in parts], ignore_index=True)
     interval = mean_interval(
         rows["correct"].astype(float),
         kind="proportion",
@@ -107,9 +125,11 @@ def _whats_up(found: Sequence[Run], scorer: str) -> dict[str, Any]:
 def text_of(table: pd.DataFrame) -> str:
     """Return the table as the paper prints it: a model's scores in a row, with intervals and chance levels below.
 
-    Benchmarks that no model was asked are named under the table.
+    Under the table stand the versions of the labels, benchmarks that models were asked in different ways, and those
+    that no model was asked.
     """
-    columns = [title for title in TITLES.values() if title in set(table["benchmark"])]
+    known = list(table["benchmark"].drop_duplicates())
+    columns = sorted(known, key=lambda title: ORDER.index(_of_paper(title)))
     lines = []
     for model, rows in table.groupby("model", sort=False):
         of = rows.set_index("benchmark")
@@ -117,6 +137,19 @@ def text_of(table: pd.DataFrame) -> str:
         lines.append({"": str(model)} | {title: f"{cell['score']:.2f}" for title, cell in cells.items()})
         lines.append({"": ""} | {t: f"[{cell['low']:.2f}, {cell['high']:.2f}]" for t, cell in cells.items()})
         lines.append({"": "chance"} | {title: f"{cell['chance']:.2f}" for title, cell in cells.items()})
-    missing = [title for title in TITLES.values() if title not in columns]
-    note = f"\nno run of {', '.join(missing)} with this scorer" if missing else ""
-    return pd.DataFrame(lines, columns=["", *columns]).fillna("-").to_string(index=False) + note
+        lines.append({"": "asked with"} | {title: cell["asked_with"] for title, cell in cells.items()})
+    notes = [f"{title}: {', '.join(of['labels'].unique())}" for title, of in table.groupby("benchmark", sort=False)]
+    notes += [
+        f"{title}: not comparable between models, which were asked with {' / '.join(of['asked_with'].unique())}"
+        for title, of in table.groupby("benchmark", sort=False)
+        if of["asked_with"].nunique() > 1
+    ]
+    if missing := [title for title in ORDER if title not in map(_of_paper, columns)]:
+        notes.append(f"no run of {', '.join(missing)} with this scorer")
+    text = pd.DataFrame(lines, columns=["", *columns]).fillna("-").to_string(index=False) if lines else ""
+    return "\n".join([*([text] if text else []), *notes])
+
+
+def _of_paper(title: str) -> str:
+    """Return the paper's title of a benchmark that a column is of."""
+    return next(name for name in ORDER if name in title)

@@ -62,6 +62,11 @@ def by_likelihood(
     return judged
 
 
+def reads_letters(benchmark: str, scorer: str) -> bool:
+    """Return whether a scorer says which letter an answer is read as, and not only whether the answer is right."""
+    return benchmark in LETTERED and not isinstance(PEERS[benchmark].get(scorer), Against)
+
+
 def letter_of(sample: Sample) -> str:
     """Return the letter of the right option."""
     return ascii_uppercase[sample.options.index(sample.answer)]
@@ -89,14 +94,17 @@ def _letter(parse: Callable[[Sample, str], str | None]) -> Scorer:
     return judge
 
 
-def _against(judge: Callable[[str, str], bool], gold: Callable[[Sample], str]) -> Scorer:
-    """Return the scorer of a rule that only says whether an answer is right."""
+@dataclass(frozen=True)
+class Against:
+    """The scorer of a rule that only says whether an answer is right: (answer, right answer) -> bool."""
 
-    def scorer(sample: Sample, answer: str) -> Judged:
-        right = judge(answer, gold(sample))
-        return Judged(gold(sample) if right else "another", right)
+    judge: Callable[[str, str], bool]
+    gold: Callable[[Sample], str]
 
-    return scorer
+    def __call__(self, sample: Sample, answer: str) -> Judged:
+        """Return the right answer, or "another"."""
+        right = self.judge(answer, self.gold(sample))
+        return Judged(self.gold(sample) if right else "another", right)
 
 
 def _own_letter(sample: Sample, answer: str) -> Judged:
@@ -118,7 +126,7 @@ PEERS: Mapping[str, Mapping[str, Scorer]] = {
         "lmms": _read(lambda _, answer: peers.mme_lmms(answer)),
     },
     "mmstar": {
-        "official": _against(peers.mmstar_official, letter_of),
+        "official": Against(peers.mmstar_official, letter_of),
         "paper": _letter(lambda _, answer: peers.mmstar_paper(answer)),
     },
     "mmvp": {"lmms": _letter(lambda _, answer: peers.mmvp_lmms(answer)), "paper": _letter(_mmvp_paper)},
@@ -128,7 +136,7 @@ PEERS: Mapping[str, Mapping[str, Scorer]] = {
         "paper": _read(lambda _, answer: peers.pope_paper(answer)),
     },
     "whatsup": {
-        "adaptvis": _against(peers.whatsup_adaptvis, lambda sample: sample.answer),
-        "paper": _against(peers.whatsup_paper, lambda sample: sample.answer),
+        "adaptvis": Against(peers.whatsup_adaptvis, lambda sample: sample.answer),
+        "paper": Against(peers.whatsup_paper, lambda sample: sample.answer),
     },
 }

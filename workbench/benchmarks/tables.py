@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.benchmarks.scorers import LETTERED, YES_NO, by_likelihood, letter_of, scorers_of
+from workbench.benchmarks.scorers import LETTERED, YES_NO, Judged, by_likelihood, letter_of, reads_letters, scorers_of
 from workbench.data.base import Sample
 from workbench.data.mme import COGNITION, PERCEPTION
 from workbench.intervals import Interval, mean_interval
@@ -21,9 +21,19 @@ from workbench.scoring.tables import ALL as ALL
 from workbench.stats import sums_interval
 from workbench.training_folder import MEAN
 
+_MISSING = Judged(None, False)
+
 
 def answer_row(
-    benchmark: str, sample: Sample, shown: str, answer: str, *, draw: int = 0, logprobs: str = "", tokens: str = ""
+    benchmark: str,
+    sample: Sample,
+    shown: str,
+    answer: str | None,
+    *,
+    prompt: str = "",
+    draw: int = 0,
+    logprobs: str = "",
+    tokens: str = "",
 ) -> dict[str, Any]:
     """Return what is stored of an answer, with all that its scoring needs.
 
@@ -31,7 +41,9 @@ def answer_row(
         benchmark: name of the benchmark, "" if the data set is none.
         sample: the question.
         shown: what the model saw: "image", or in a blind run "mean image" or "no image".
-        answer: the text that the model generated, or the option that it finds likeliest.
+        answer: the text that the model generated, or the option that it finds likeliest; None where a file of answers
+            has none.
+        prompt: name of the prompt that it was asked with, "" if that is not known.
         draw: number of the answer, if several were drawn.
         logprobs: JSON list of the log-probability of each option, "" for a generated answer.
         tokens: JSON list of the number of tokens of each option, likewise.
@@ -47,6 +59,7 @@ def answer_row(
         "options": json.dumps(sample.options),
         "gold": sample.answer,
         "chance": sample.chance,
+        "prompt": prompt,
         "shown": shown,
         "answer": answer,
         "draw": draw,
@@ -56,7 +69,10 @@ def answer_row(
 
 
 def judged(answers: pd.DataFrame) -> pd.DataFrame:
-    """Return the answers once for each scorer, with the columns scorer, parsed (None if it could not) and correct."""
+    """Return the answers once for each scorer, with the columns scorer, parsed (None if it could not) and correct.
+
+    A missing answer is wrong by every scorer, also by those that take an empty one as right.
+    """
     rows: list[dict[str, Any]] = []
     for row in answers.to_dict("records"):
         sample = _sample(row)
@@ -64,7 +80,8 @@ def judged(answers: pd.DataFrame) -> pd.DataFrame:
             results = by_likelihood(row["benchmark"], sample, json.loads(row["logprobs"]), json.loads(row["tokens"]))
         else:
             scorers = scorers_of(row["benchmark"], sample)
-            results = {name: scorer(sample, row["answer"]) for name, scorer in scorers.items()}
+            missing = pd.isna(row["answer"])
+            results = {name: _MISSING if missing else judge(sample, row["answer"]) for name, judge in scorers.items()}
         for name, result in results.items():
             rows.append({**row, "scorer": name, "parsed": result.parsed, "correct": result.correct})
     return pd.DataFrame(rows)
@@ -74,14 +91,18 @@ def scores(answers: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     """Return one row for each score.
 
     Returns:
-        Columns shown, scorer, measure, category, score, low, high, few, chance, majority (accuracy of giving each
-        category's most frequent right answer, NaN where that means nothing), unparsed (answers, of all draws), n
-        (questions, pairs or sets), n_images, draws (answers to each question), seed. Scores are means over draws.
+        Columns prompt, shown, scorer, measure, category, score, low, high, few, chance, majority (the accuracy of
+        giving each category's most frequent right answer, NaN for a score that is no accuracy), unparsed (answers that
+        are missing or that the scorer cannot read, of all draws), n (questions, pairs or sets), n_images, draws
+        (answers to each question), seed. Scores are means over draws; chance, majority and rates, too, give every
+        question the same weight, however often it was asked.
     """
     rows: list[dict[str, Any]] = []
     benchmark = str(answers["benchmark"].iloc[0])
-    for (shown, scorer), part in judged(answers).groupby(["shown", "scorer"], sort=False):
-        named = {"shown": shown, "scorer": scorer}
+    for (prompt, shown, scorer), part in judged(answers).groupby(["prompt", "shown", "scorer"], sort=False):
+        named = {"prompt": prompt, "shown": shown, "scorer": scorer}
+        part = part.assign(weight=1 / part.groupby("id")["id"].transform("size"))
+        part = part.assign(by_majority=_by_majority(part, benchmark))
         rows += [named | row | {"seed": seed} for row in _rows(part, benchmark, str(scorer), seed)]
     return pd.DataFrame(rows)
 
@@ -101,13 +122,13 @@ def _rows(part: pd.DataFrame, benchmark: str, scorer: str, seed: int) -> Iterato
     categories = [name for name in part["category"].unique() if name]
     subsets = [(name, part[part["category"] == name]) for name in categories] if len(categories) > 1 else []
     for name, rows in [(ALL, part), *subsets]:
-        yield _row("accuracy", name, _accuracy(rows), rows) | {"majority": _majority(rows, benchmark)}
+        yield _accuracy_row("accuracy", name, rows)
     if part.groupby("id")["options"].nunique().max() > 1:
         yield _circular(part)
-    if benchmark in LETTERED:
+    if reads_letters(benchmark, scorer):
         yield from _letter_rates(part)
     if subsets:
-        yield _row("accuracy", MEAN, _accuracy(part, "category"), part, _chance_of_types(part))
+        yield _accuracy_row("accuracy", MEAN, part, "category")
     if set(part["gold"]) <= set(YES_NO):
         for name, rows in [(ALL, part), *subsets]:
             yield from _yes_no_rows(rows, name, benchmark == "pope" and scorer == "lmms", seed)
@@ -129,13 +150,26 @@ def _row(
         "low": interval.low,
         "high": interval.high,
         "few": interval.few,
-        "chance": float(rows["chance"].mean()) if chance is None else chance,
+        "chance": _mean(rows, "chance") if chance is None else chance,
         "majority": np.nan,
         "unparsed": int(rows["parsed"].isna().sum()),
         "n": rows["id"].nunique() if n is None else n,
         "n_images": rows["image_id"].nunique(),
         "draws": rows["draw"].nunique(),
     }
+
+
+def _accuracy_row(measure: str, category: str, rows: pd.DataFrame, strata: str | None = None) -> dict[str, Any]:
+    """Return an accuracy beside its chance level and that of the most frequent answers; `strata` as in `_accuracy`."""
+    levels = {"chance": _mean(rows, "chance", strata), "majority": _mean(rows, "by_majority", strata)}
+    return _row(measure, category, _accuracy(rows, strata), rows) | levels
+
+
+def _mean(rows: pd.DataFrame, column: str, strata: str | None = None) -> float:
+    """Return the mean of a column over questions; with the column `strata`, the mean of their means."""
+    by = [""] * len(rows) if strata is None else rows[strata].tolist()
+    sums = pd.DataFrame({"value": rows[column] * rows["weight"], "weight": rows["weight"]}).groupby(by).sum()
+    return float((sums["value"] / sums["weight"]).mean())
 
 
 def _accuracy(rows: pd.DataFrame, strata: str | None = None, correct: pd.Series | None = None) -> Interval:
@@ -163,6 +197,18 @@ def by_question(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(correct=rows.groupby("id")["correct"].transform("mean")).drop_duplicates("id")
 
 
+def complete(rows: pd.DataFrame, column: str, size: int) -> pd.DataFrame:
+    """Return the answers of complete groups: those of which all questions are there, in each draw.
+
+    Args:
+        rows: judged answers.
+        column: names the group of a question, such as `pair`; "" is none.
+        size: number of questions of a group.
+    """
+    rows = rows[rows[column] != ""]
+    return rows[rows.groupby([column, "draw"])["id"].transform("nunique") == size]
+
+
 def _circular(rows: pd.DataFrame) -> dict[str, Any]:
     """Return the share of questions that are answered right with every rotation of their options.
 
@@ -180,23 +226,19 @@ def _letter_rates(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
     golds = _gold_letters(rows)
     for letter in sorted({*golds, *rows["parsed"].dropna()}):
         interval = _accuracy(rows, correct=(rows["parsed"] == letter).astype(float))
-        yield _row(f"rate of {letter}", ALL, interval, rows, float((golds == letter).mean()))
+        yield _row(f"rate of {letter}", ALL, interval, rows, _mean(rows.assign(right=golds == letter), "right"))
 
 
 def _gold_letters(rows: pd.DataFrame) -> pd.Series:
     return pd.Series([letter_of(_sample(row)) for row in rows.to_dict("records")], index=rows.index)
 
 
-def _chance_of_types(rows: pd.DataFrame, column: str = "category") -> float:
-    return float(rows.groupby(column)["chance"].mean().mean())
-
-
-def _majority(rows: pd.DataFrame, benchmark: str) -> float:
-    """Return the accuracy of giving each category's most frequent right answer: a letter, where answers are letters."""
-    golds = rows["gold"]
-    if benchmark in LETTERED:
-        golds = _gold_letters(rows)
-    return float(golds.groupby(rows["category"]).agg(lambda of: of.value_counts().iloc[0]).sum() / len(rows))
+def _by_majority(rows: pd.DataFrame, benchmark: str) -> pd.Series:
+    """Return whether the right answer is its category's most frequent one: as a letter, where answers are letters."""
+    golds = _gold_letters(rows) if benchmark in LETTERED else rows["gold"]
+    counts = rows["weight"].groupby([rows["category"], golds]).sum()
+    most = {str(category): of.droplevel(0).idxmax() for category, of in counts.groupby(level=0)}
+    return golds == rows["category"].map(most)
 
 
 # --- ratios of counts -----------------------------------------------------------------------------
@@ -213,7 +255,7 @@ def _yes_no_rows(rows: pd.DataFrame, category: str, lmms: bool, seed: int) -> It
         "F1": lambda s: 2 * s["tp"] / (s["tp"] + s["fp"] + to_find(s)),
         "yes-ratio": lambda s: said(s) / s["n"],
     }
-    share = float((rows["gold"] == "yes").mean())
+    share = _mean(rows.assign(yes=rows["gold"] == "yes"), "yes")
     chances = {"precision": share, "recall": 0.5, "F1": share / (share + 0.5) if share else np.nan, "yes-ratio": np.nan}
     for name, statistic in statistics.items():
         yield _row(name, category, sums_interval(rows["image_id"], counts, statistic, seed), rows, chances[name])
@@ -221,12 +263,13 @@ def _yes_no_rows(rows: pd.DataFrame, category: str, lmms: bool, seed: int) -> It
 
 def _yes_no_counts(rows: pd.DataFrame) -> dict[str, np.ndarray]:
     gold, parsed = rows["gold"].to_numpy(), rows["parsed"].fillna("").to_numpy()
+    weight, missing = rows["weight"].to_numpy(), rows["answer"].isna().to_numpy()
     return {
-        "tp": ((gold == "yes") & (parsed == "yes")).astype(float),
-        "fp": ((gold == "no") & (parsed == "yes")).astype(float),
-        "missed": ((gold == "yes") & (parsed == "no")).astype(float),
-        "positive": (gold == "yes").astype(float),
-        "n": np.ones(len(rows)),
+        "tp": weight * ((gold == "yes") & (parsed == "yes")),
+        "fp": weight * ((gold == "no") & (parsed == "yes")),
+        "missed": weight * ((gold == "yes") & ((parsed == "no") | missing)),
+        "positive": weight * (gold == "yes"),
+        "n": weight,
     }
 
 
@@ -237,7 +280,7 @@ def _pope(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the paper's mean accuracy of random and popular, and LLaVA's mean F1 of three splits."""
     two = part[part["category"].isin(["random", "popular"])]
     if two["category"].nunique() == 2:
-        yield _row("paper: random and popular", MEAN, _accuracy(two, "category"), two)
+        yield _accuracy_row("paper: random and popular", MEAN, two, "category")
     splits = sorted(part["category"].unique())
     if len(splits) == 3:
         counts = {
@@ -268,8 +311,7 @@ def _whatsup(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
 
 def _groups(part: pd.DataFrame, column: str, size: int, measure: str) -> Iterator[dict[str, Any]]:
     """Yield the share of complete groups, such as pairs, of which every answer is right."""
-    sizes = part.groupby([column, "draw"])["id"].transform("size")
-    whole = part[sizes == size]
+    whole = complete(part, column, size)
     if whole.empty:
         return
     drawn = whole.groupby([column, "draw"])
@@ -280,8 +322,7 @@ def _groups(part: pd.DataFrame, column: str, size: int, measure: str) -> Iterato
 
 def _mme(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
     """Yield MME's scores: of each category (at most 200), their sums over perception and cognition, and the total."""
-    sizes = part.groupby(["pair", "draw"])["id"].transform("size")
-    whole = part[sizes == 2]
+    whole = complete(part, "pair", 2)
     if whole.empty:
         return
     drawn = whole.groupby(["pair", "draw"], sort=False).agg(
@@ -320,30 +361,36 @@ def _cv_bench(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
     flat = part[part["category"].isin(["Count", "Relation"])]
     deep = part[part["source"] == "Omni3D"]
     if len(flat):
-        yield _row("paper: 2D", ALL, _accuracy(flat), flat)
+        yield _accuracy_row("paper: 2D", ALL, flat)
     if set(flat["source"]) == {"ADE20K", "COCO"}:
-        yield _row("official: 2D", ALL, _accuracy(flat, "source"), flat, _chance_of_types(flat, "source"))
+        yield _accuracy_row("official: 2D", ALL, flat, "source")
     if len(deep):
-        yield _row("official: 3D", ALL, _accuracy(deep), deep)
+        yield _accuracy_row("official: 3D", ALL, deep)
     if {"ADE20K", "COCO", "Omni3D"} <= set(part["source"]):
         correct = part["correct"].to_numpy(dtype=float)
         counts: dict[str, np.ndarray] = {}
         for source in ("ADE20K", "COCO", "Omni3D"):
-            here = (part["source"] == source).to_numpy(dtype=float)
+            here = part["weight"].to_numpy() * (part["source"] == source).to_numpy()
             counts |= {f"right {source}": correct * here, f"n {source}": here}
 
         def total(s: Mapping[str, Any]) -> Any:
             ade, coco, omni = (s[f"right {name}"] / s[f"n {name}"] for name in ("ADE20K", "COCO", "Omni3D"))
             return (ade + coco) / 4 + omni / 2
 
-        chance = part.groupby("source")["chance"].mean()
-        level = float((chance["ADE20K"] + chance["COCO"]) / 4 + chance["Omni3D"] / 2)
-        yield _row("official: total", ALL, sums_interval(part["image_id"], counts, total, seed), part, level)
+        levels = {
+            column: sum(
+                share * _mean(part[part["source"] == source], column)
+                for source, share in (("ADE20K", 0.25), ("COCO", 0.25), ("Omni3D", 0.5))
+            )
+            for column in ("chance", "by_majority")
+        }
+        row = _row("official: total", ALL, sums_interval(part["image_id"], counts, total, seed), part, levels["chance"])
+        yield row | {"majority": levels["by_majority"]}
 
 
 def _mmstar(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
     """Yield the mean over subcategories, which lmms-eval reports."""
-    yield _row("l2 mean", ALL, _accuracy(part, "source"), part, _chance_of_types(part, "source"))
+    yield _accuracy_row("l2 mean", ALL, part, "source")
 
 
 _SPECIAL: Mapping[str, Callable[[pd.DataFrame, int], Iterator[dict[str, Any]]]] = {

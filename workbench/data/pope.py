@@ -1,11 +1,11 @@
 """POPE (Li et al. 2023, arXiv 2305.10355): is there such an object? Three splits of 3000 questions, 500 COCO images.
 
-pope:PATH?split=random,popular&images=FOLDER
+pope:PATH?split=random,popular&images=FOLDER&labels=repope
 
 PATH is a folder with the authors' files (`coco_pope_random.json` and so on), one such file, or a table with the columns
 question, answer, image and category (`lmms-lab/POPE`). Without `split`, all splits that are there are loaded. The three
-splits share their images and the questions with the answer yes. Labels of others, such as RePOPE's, are files of the
-same format.
+splits share their images and the questions with the answer yes. RePOPE's labels are files of the same format;
+they are recognized by their names or that of their folder, or named by `labels`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ FILES = {  # SHA-256 of the authors' files (AoiDragon/POPE, 08d957b)
     "adversarial": "420b3407db1fa9f1187a805dca41cb7b97fd91504e6c2179706188c107fb8ef8",
 }
 OPTIONS = ("yes", "no")
+LABELS = {"authors": "the authors' labels", "repope": "RePOPE's labels"}
 
 
 @DATASETS.register("pope")
@@ -51,7 +52,7 @@ def pope(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         DataError: no such files or columns, or a row that cannot be used; the message names it.
         UnknownNameError: a split that POPE does not have.
     """
-    path, options = spec_options(spec, {"split": "", "images": ""})
+    path, options = spec_options(spec, {"split": "", "images": "", "labels": ""})
     splits = [check_choice("split of pope", name, SPLITS) for name in options["split"].split(",") if name]
     files = _files(Path(path), splits)
     rows: list[Row] = []
@@ -71,12 +72,24 @@ def pope(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
                 split = check_choice(f"category in {where}", name, SPLITS)
                 if not splits or split in splits:
                     rows.append(_row(where, row, split, image))
-    labels = "RePOPE's labels" if "repope" in path.lower() else "the authors' labels"
     read: list[tuple[Path, tuple[str, ...]]] = [(file, (FILES[split],)) for split, file in files.items()] or [
         (Path(path), VLMEVALKIT["pope"])
     ]
-    version = label_version(labels, read)
+    version = label_version(_labels(options["labels"], [file for file, _ in read]), read)
     return benchmark_dataset(f"pope:{spec}", "pope", version, rows, images, choice)
+
+
+def pope_title(labels: str) -> str:
+    """Return how tables call POPE with some labels (`BenchmarkDataset.version`)."""
+    return "RePOPE" if labels.startswith(LABELS["repope"]) else "POPE"
+
+
+def _labels(named: str, files: Sequence[Path]) -> str:
+    """Return whose labels some files have: as they are named, or else as the names of files and folders say."""
+    if not named:
+        again = any("repope" in name.lower() for file in files for name in (file.name, file.parent.name))
+        named = "repope" if again else "authors"
+    return LABELS[check_choice("labels of pope", named, list(LABELS))]
 
 
 def _files(path: Path, splits: Sequence[str]) -> dict[str, Path]:

@@ -65,12 +65,40 @@ def test_questions_without_an_answer_are_counted_and_wrong(tmp_path: Path) -> No
     assert (own["score"], own["n"], own["unparsed"]) == (pytest.approx(9 / 12), 12, 3)
 
 
+@pytest.mark.parametrize("benchmark", ["pope", "mme", "mmvp", "mmstar", "cv_bench", "whatsup coco_one", ""])
+def test_a_missing_answer_is_wrong_by_every_scorer(tmp_path: Path, benchmark: str) -> None:
+    """Some scorers take an empty answer as right: POPE's own as a yes, the paper's as any relation."""
+    samples = [Sample(s.id, s.image_id, NOTHING, s.question, "yes", s.options, s.category) for s in SAMPLES]
+    rows = [{"id": s.id, "answer": None} for s in samples[:-1]]  # the last one has no row
+    read = read_answers(lines(tmp_path / "a.jsonl", rows), benchmark, samples)
+    assert len(read.unanswered) == 12
+    table = scores(read.answers, seed=0)
+    accuracy = table[(table["measure"] == "accuracy") & (table["category"] == ALL)]
+    assert set(accuracy["scorer"]) >= {"own"}
+    assert (accuracy["score"] == 0).all()
+    assert (accuracy["unparsed"] == 12).all()
+    recall = table[table["measure"] == "recall"]
+    assert (recall["score"] == 0).all(), "also by lmms-eval, whose recall forgets answers that it cannot read"
+    write_answers(read.answers, tmp_path / "out.jsonl")
+    again = read_answers(tmp_path / "out.jsonl", benchmark, samples)
+    pd.testing.assert_frame_equal(again.answers, read.answers)
+
+
+def test_an_empty_answer_is_what_a_model_said(tmp_path: Path) -> None:
+    read = read_answers(lines(tmp_path / "a.jsonl", [{"id": s.id, "answer": ""} for s in SAMPLES]), "pope", SAMPLES)
+    assert read.unanswered == ()
+    table = scores(read.answers, seed=0)
+    official = table[(table["scorer"] == "official") & (table["measure"] == "yes-ratio")]
+    assert (official["score"] == 1).all()
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"id": "random-99", "answer": "Yes"}, "row 2 has the id random-99, which the data set does not have"),
         ({"id": "random-0", "answer": "Yes"}, "row 2 answers question random-0 again: expected one answer to each"),
         ({"id": "random-1"}, "row 2 has no answer: expected the key answer"),
+        ({"id": "random-1", "answer": ["Yes", "No"]}, "row 2 has answer .*: expected one text"),
         ({"id": "random-1", "answer": 3}, "row 2 has answer '3': expected one text"),
         ({"answer": "Yes"}, "row 2 has the keys answer: expected id and answer"),
         ({"doc_id": 12, "filtered_resps": ["Yes"]}, "row 2 has doc_id 12: expected 0 to 11"),
@@ -86,6 +114,29 @@ def test_rows_that_do_not_fit_are_named(tmp_path: Path, row: dict[str, Any], mes
     file = lines(tmp_path / "a.jsonl", [{"id": "random-0", "answer": "Yes"}, row])
     with pytest.raises(DataError, match=message):
         read_answers(file, "pope", SAMPLES)
+
+
+def test_answers_to_different_prompts_are_neither_mixed_nor_compared() -> None:
+    prompts = {"a": ("lmms", "No"), "b": ("llava", "Yes"), "c": ("lmms", "Yes"), "d": ("llava", "No")}
+    answers = {
+        name: pd.DataFrame([answer_row("pope", sample, "image", said, prompt=prompt) for sample in SAMPLES])
+        for name, (prompt, said) in prompts.items()
+    }
+    table = compared({name: scores(of, seed=0) for name, of in answers.items()}, answers)
+    rows = table[(table["measure"] == "accuracy") & (table["category"] == ALL) & (table["scorer"] == "own")]
+    assert rows["prompt"].tolist() == ["lmms", "llava", "lmms", "llava"]
+    assert rows.set_index("model")["difference"].notna().to_dict() == {"a": False, "b": False, "c": True, "d": False}
+    both = scores(pd.concat([answers["a"], answers["b"]], ignore_index=True), seed=0)
+    yes = both[(both["measure"] == "yes-ratio") & (both["scorer"] == "own")].set_index("prompt")["score"]
+    assert yes.to_dict() == {"lmms": 0, "llava": 1}
+
+
+def test_differences_are_to_the_first_model_alone() -> None:
+    """A way of asking that the first model lacks has no difference, whoever else was asked so."""
+    seen = pd.DataFrame([answer_row("pope", sample, "image", "Yes") for sample in SAMPLES])
+    answers = {"a": seen, "b": seen.assign(shown="no image"), "c": seen.assign(shown="no image")}
+    table = compared({name: scores(of, seed=0) for name, of in answers.items()}, answers)
+    assert table["difference"].isna().all()
 
 
 def test_other_questions_with_the_same_ids_are_not_compared() -> None:

@@ -25,6 +25,7 @@ def run(model: str, benchmark: str, rows: list[tuple[bool, dict[str, Any]]], opt
         table.append(answer_row(benchmark, sample, "image", letters[0] if right else letters[1]))
     answers = pd.DataFrame(table)
     record: Any = {"label": model, "benchmark": benchmark, "config": {"prompt": "plain", "limit": len(rows)}}
+    record |= {"prompt": "plain", "decoding": "greedy", "labels": "the authors' labels, verified copy"}
     return Run(benchmark, record, {"answers": answers, "scores": scores(answers, seed=0)})
 
 
@@ -59,7 +60,7 @@ def test_each_score_follows_the_convention_of_the_paper() -> None:
     assert of["MMVP"] == pytest.approx(100 * 2 / 3)
     assert of["What's Up"] == pytest.approx(100 * (3 / 4 + 1 / 2) / 2)  # not pooled
     assert of["POPE"] == pytest.approx(100 * (3 / 4 + 1) / 2)
-    assert of["MME"] == pytest.approx(100 * (3 / 4 + 1 / 2))
+    assert of["MME, sum of 1"] == pytest.approx(100 * (3 / 4 + 1 / 2))
     assert (table["low"] <= table["score"]).all() and (table["score"] <= table["high"]).all()
     assert table.set_index(["model", "benchmark"]).loc[("baseline", "What's Up"), "n_images"] == 3
     text = text_of(table)
@@ -75,3 +76,29 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
     runs[0].record["config"]["limit"] = 3  # type: ignore[index]
     with pytest.raises(ConfigError, match="baseline has two runs of cv_bench, which differ in limit"):
         paper_table([*runs, *runs_of("baseline")], "own")
+
+
+def test_a_score_has_its_prompt_and_its_labels() -> None:
+    one, other = runs_of("baseline"), runs_of("viral")
+    other[4].record.update(prompt="paper", labels="RePOPE's labels, unknown copy")  # type: ignore[typeddict-unknown-key]
+    other[1].record.update(prompt="llava")  # type: ignore[typeddict-unknown-key]
+    table = paper_table([*one, *other], "own").set_index(["model", "benchmark"])
+    assert table.loc[("baseline", "POPE"), "asked_with"] == "plain, greedy"
+    assert table.loc[("viral", "RePOPE"), "asked_with"] == "paper, greedy"
+    assert ("viral", "POPE") not in table.index
+    text = text_of(table.reset_index())
+    assert "RePOPE: RePOPE's labels, unknown copy" in text.splitlines()
+    assert "MMVP: not comparable between models, which were asked with plain, greedy / llava, greedy" in text
+    assert "POPE: not comparable" not in text, "these are two columns"
+
+
+def test_draws_are_no_questions() -> None:
+    """The interval and n of What's Up are over its questions, whose ids the two sets share."""
+    runs = runs_of("baseline")[2:4]
+    once = paper_table(runs, "own").iloc[0]
+    for one in runs:
+        answers = one.tables["answers"]
+        one.tables["answers"] = pd.concat([answers.assign(draw=draw) for draw in range(5)], ignore_index=True)
+    drawn = paper_table(runs, "own").iloc[0]
+    assert (drawn["n"], drawn["n_images"]) == (6, 3)
+    assert drawn[["score", "low", "high"]].tolist() == pytest.approx(once[["score", "low", "high"]].tolist())

@@ -230,6 +230,57 @@ def test_circular_evaluation_asks_for_every_rotation_to_be_right() -> None:
     assert score(scores(pd.DataFrame(rows), seed=0), "accuracy")["score"] == pytest.approx(4 / 6)
 
 
+def test_a_question_counts_once_however_often_it_is_asked() -> None:
+    """Of two questions, the one with four options is asked twice as often when these are rotated."""
+    rows = []
+    for number, options in enumerate((("red", "blue"), ("red", "blue", "green", "grey"))):
+        for by in range(len(options)):
+            turned = options[by:] + options[:by]
+            question = sample(number, number, "red", turned, source=("ADE20K", "COCO")[number], category="Count")
+            rows.append(answer_row("cv_bench", question, "image", "A", draw=by))
+    table = scores(pd.DataFrame(rows), seed=0)
+    row = score(table, "accuracy")
+    assert (row["score"], row["chance"], row["majority"]) == pytest.approx((3 / 8, 3 / 8, 3 / 8))
+    assert score(table, "rate of A")["chance"] == pytest.approx(3 / 8)
+    assert score(table, "rate of D")["chance"] == pytest.approx(1 / 8)
+
+
+def test_the_total_of_cv_bench_counts_questions() -> None:
+    rows = []
+    for number, (source, count) in enumerate([("ADE20K", 2), ("ADE20K", 4), ("COCO", 2), ("Omni3D", 2)]):
+        options = ("red", "blue", "green", "grey")[:count]
+        for by in range(count):
+            question = sample(number, number, "red", options[by:] + options[:by], source=source, category="Count")
+            rows.append(answer_row("cv_bench", question, "image", "A", draw=by))
+    total = score(scores(pd.DataFrame(rows), seed=0), "official: total")
+    assert total["score"] == total["chance"] == pytest.approx(3 / 8 / 4 + 1 / 8 + 1 / 4)
+
+
+def test_the_majority_of_a_mean_over_categories_is_a_mean_over_categories() -> None:
+    golds = {"random": ["yes"] * 9 + ["no"], "popular": ["no"] * 3 + ["yes"] * 2}
+    rows = [
+        (sample(n, n, gold, category=name), "Yes")
+        for n, (name, gold) in enumerate((name, gold) for name, of in golds.items() for gold in of)
+    ]
+    table = scores(answers_of("pope", rows), seed=0)
+    assert score(table, "accuracy")["majority"] == pytest.approx(12 / 15)
+    for measure in ("accuracy", "paper: random and popular"):
+        assert score(table, measure, MEAN)["majority"] == pytest.approx((0.9 + 0.6) / 2)
+
+
+def test_a_scorer_that_reads_no_letter_has_no_letter_rates() -> None:
+    rows = [(sample(n, n, "red", ("red", "blue")), ("A", "Dog")[n % 2]) for n in range(12)]
+    table = scores(answers_of("mmstar", rows), seed=0)
+    rated = set(table.loc[table["measure"].str.startswith("rate of"), "scorer"])
+    assert rated == {"own", "paper"}
+    assert "official" in set(table["scorer"])
+
+
+def test_questions_without_a_pair_are_no_pair() -> None:
+    rows = [(sample(n, n, "open", ("open", "closed")), "A") for n in range(2)]
+    assert "pair" not in set(scores(answers_of("mmvp", rows), seed=0)["measure"])
+
+
 def test_likelihoods_are_scored_by_sum_and_by_mean() -> None:
     options = ("red", "dark blue")
     rows = [
