@@ -22,6 +22,7 @@ from workbench.analysis import report
 from workbench.analysis.declaration import Analysis, DataOptions, Where
 from workbench.analysis.discover import analysis_names, load_analyses, load_analysis, words_of
 from workbench.analysis.execution import chosen_data, execute
+from workbench.analysis.exported import export
 from workbench.claims.shown import newest
 from workbench.cli import ConfigFile, changed_flags, command, parse_with_file
 from workbench.data.benchmark_rows import BenchmarkDataset
@@ -140,6 +141,8 @@ def _section(name: str, budget: Budget, models: Mapping[str, str]) -> tuple[repo
     drawn, table = {}, None
     try:
         drawn, table = (analysis.figures(runs), analysis.summary(runs)) if runs else ({}, None)
+        if runs and budget.export is not None:
+            export(analysis, runs, budget.export / name, budget.export_columns)
     except Exception as error:  # noqa: BLE001
         traceback.print_exc()
         problems.setdefault(f"the figures failed with {type(error).__name__}: {error}", []).extend(runs)

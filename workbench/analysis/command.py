@@ -11,7 +11,9 @@ from workbench import runs
 from workbench.analysis.declaration import Analysis, Where
 from workbench.analysis.discover import words_of
 from workbench.analysis.execution import execute
+from workbench.analysis.exported import export
 from workbench.cli import ConfigFile, command, parse_with_file
+from workbench.files import check_can_make
 from workbench.progress import emit
 from workbench.ranks import Ranks
 
@@ -30,6 +32,8 @@ def run(analysis: Analysis, argv: list[str]) -> None:
     description = "\n\n".join([f"{analysis.title}.", *analysis.explanation])
     options: Any = parse_with_file(options_class, argv, prog=" ".join(words), description=description)
     config, where = _part(options, analysis.config), _part(options, Where)
+    if where.export is not None:
+        check_can_make(where.export)
     results = execute(analysis, config, where, [*words, *argv])
     if not Ranks.here().main:
         return
@@ -39,6 +43,8 @@ def run(analysis: Analysis, argv: list[str]) -> None:
             sys.stdout.write(f"{label}: left out {sentence}\n")
         emit("run", analysis=analysis.name, key=run.key)
         sys.stdout.write(f"{label}: {runs.folder_of(where.output_dir, analysis.name, run.key)}\n")
+    if where.export is not None:
+        export(analysis, results, where.export, where.export_columns)
 
 
 def _shortened(left_out: Sequence[str], most: int = 5) -> list[str]:

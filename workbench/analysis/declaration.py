@@ -65,6 +65,10 @@ class Where:
     """Folder in which results are stored; a stored result is not computed again."""
     ids: Path | None = None
     """File with ids of questions, one a line, such as the dashboard's Examples page writes; only these are asked."""
+    export: Path | None = None
+    """Folder for the figures as files for a paper: SVG, PDF, PNG, CSV of the drawn points, LaTeX, caption, Python."""
+    export_columns: Literal[1, 2] | None = None
+    """Columns of a page that an exported figure is as wide as: 1 or 2; by default as many as it needs."""
     batch_size: Annotated[int, Ge(1)] = 32
     """Number of images in one forward pass."""
     device: str = "auto"

@@ -31,20 +31,22 @@ def difference_dots(table: pd.DataFrame, *, x: str, names: tuple[str, str], last
     table = table.assign(last=table["name"] == last).sort_values(["last", "score"], ascending=[False, True])
     ahead = [1 if low > 0 else 0 if high < 0 else None for low, high in zip(table["low"], table["high"], strict=True)]
     colors = [GRAY if side is None else color_of(names[side], side) for side in ahead]
-    labels = [f"<b>{name}</b>" if name == last else name for name in table["name"]]
+    labels = [f"<b>{plain_name(name)}</b>" if name == last else plain_name(name) for name in table["name"]]
     figure = new_figure(height=80 + 25 * len(table), hovermode="closest", showlegend=False)
     for label, row, color in zip(labels, table.itertuples(), colors, strict=True):
+        spread = {"array": [row.high - row.score], "arrayminus": [row.score - row.low]}
         figure.add_scatter(
-            x=[row.low, row.high], y=[label] * 2, mode="lines", line={"color": color, "width": 2.5}, hoverinfo="skip"
+            x=[row.score],
+            y=[label],
+            name=plain_name(f"{names[1]} minus {names[0]}"),
+            mode="markers",
+            marker={"color": color, "size": 10},
+            error_x={"type": "data", "width": 0, "thickness": 2.5, "color": color, **spread},
+            customdata=[[row.low, row.high, row.over]],
+            hovertemplate=(
+                "%{y}: %{x:+.1f} [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}], %{customdata[2]}<extra></extra>"
+            ),
         )
-    figure.add_scatter(
-        x=table["score"],
-        y=labels,
-        mode="markers",
-        marker={"color": colors, "size": 10},
-        customdata=table[["low", "high", "over"]],
-        hovertemplate="%{y}: %{x:+.1f} [%{customdata[0]:+.1f}, %{customdata[1]:+.1f}], %{customdata[2]}<extra></extra>",
-    )
     figure.add_vline(x=0, line=ZERO)
     ends = [0.0, *table["low"], *table["high"]]
     room = 0.04 * (max(ends) - min(ends))
@@ -113,6 +115,7 @@ def _line(figure: go.Figure, part: pd.DataFrame, name: str, color: str, *, width
         x=part["at"],
         y=part["score"],
         name=plain_name(name),
+        legendgroup=name,
         mode="lines" if thin or len(part) > 20 else "lines+markers",
         line={"color": translucent(color, 0.45) if thin else color, "width": width},
         marker={"size": 6},
@@ -216,7 +219,7 @@ def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
     clear = (wide["low"] > 0) | (wide["high"] < 0)
     figure = new_figure(height=180 + 23 * len(titles), hovermode="closest", xaxis_title="layer")
     figure.add_heatmap(
-        z=wide["z"].clip(-8, 8),
+        z=wide["z"],
         x=_layer_names(layers),
         y=titles,
         text=np.where(clear, "●", ""),

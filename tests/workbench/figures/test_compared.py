@@ -50,8 +50,8 @@ def test_a_model_has_its_color_in_every_chart() -> None:
         figure = named_curves(curves(2), x="layer", y="score")
         assert [trace.line.color for trace in figure.data if trace.name in ("m0", "m1")] == ["#010203", "#040506"]
         table = pd.DataFrame({"name": ["a", "b", "c"], "score": [1, -1, 0], "low": [0.5, -2, -1], "high": [2, -0.5, 1]})
-        dots = difference_dots(table.assign(over="x"), x="points", names=("m0", "m1")).data[-1]
-    assert dict(zip(dots.y, dots.marker.color, strict=True)) == {"a": "#040506", "b": "#010203", "c": "#8a8f98"}
+        dots = difference_dots(table.assign(over="x"), x="points", names=("m0", "m1")).data
+    assert {dot.y[0]: dot.marker.color for dot in dots} == {"a": "#040506", "b": "#010203", "c": "#8a8f98"}
 
 
 def test_many_models_become_a_heat_map_with_every_value() -> None:

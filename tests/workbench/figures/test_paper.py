@@ -1,0 +1,200 @@
+"""Files of a figure for a paper: what they contain is what is drawn, and the script draws it again."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import plotly.io as pio
+import pytest
+from plotly.subplots import make_subplots
+
+from tests.workbench.dashboard.test_dashboard import chromium_or_skip
+from workbench import figures
+from workbench.errors import RunError
+from workbench.figures import browser
+from workbench.figures.caption import Caption, seed_words
+from workbench.figures.paper import columns_of, export, paper_figure, unique_names
+from workbench.figures.point_table import drawn_points
+
+CAPTION = Caption("Scores by layer", "40 images of shapes:val", seed_words({"a_1": 3, "b & c": None}), "images")
+ROWS = ["panel", "curve", "kind", "x", "y", "value"]
+
+
+def curves() -> pd.DataFrame:
+    rows = [
+        (name, layer, s, s - 0.013, s + 0.017, "40 images", 0.25)
+        for name, scores in (("a_1", [0.1, 0.7, 1 / 3]), ("b & c", [0.5, -0.2, 0.9]))
+        for layer, s in enumerate(scores)
+    ]
+    return pd.DataFrame(rows, columns=["name", "at", "score", "low", "high", "over", "chance"])
+
+
+def dots() -> go.Figure:
+    table = pd.DataFrame({"name": ["color", "<b>x</b>"], "score": [1.5, -2.25], "low": [1, -3], "high": [2, -1.0]})
+    return figures.difference_dots(table.assign(over="9 images"), x="points", names=("a", "b"))
+
+
+def bars() -> go.Figure:
+    table = pd.DataFrame({"model": ["a", "a", "b"], "what": ["p", "q", "p"], "score": [0.1, 0.2, 0.3], "n_images": 7})
+    return figures.bars(table.assign(low=table["score"] - 0.01, high=table["score"] + 0.02), x="what", y="drop")
+
+
+def panels() -> go.Figure:
+    figure = make_subplots(1, 3, subplot_titles=["first", "second", "third"])
+    for column in (1, 2, 3):
+        figure.add_scatter(x=[1, 2], y=[column, 0.5], name="a", mode="lines", row=1, col=column)
+    return figure.update_layout(template="workbench")
+
+
+def heat() -> go.Figure:
+    many = pd.concat([curves().assign(name=lambda t, n=n: t["name"] + f" {n}") for n in range(4)])
+    return figures.layer_heat(many, title="score")
+
+
+CHARTS = {
+    "curves": lambda: figures.layer_curves_named(curves(), y="score", marked=1, zero=True),
+    "dots": dots,
+    "bars": bars,
+    "panels": panels,
+    "heat": heat,
+}
+
+
+def test_points_are_those_that_are_drawn_with_their_intervals() -> None:
+    points = drawn_points(CHARTS["curves"]())
+    expected = curves()
+    of = points[points["curve"] == "b & c"]
+    assert of["y"].tolist() == expected["score"].tolist()[3:]  # every digit
+    assert of[["low", "high"]].to_numpy() == pytest.approx(expected[["low", "high"]].to_numpy()[3:])
+    assert points[points["curve"] == "chance"]["y"].tolist() == [0.25] * 3
+    assert set(points["curve"]) == {"a_1", "b & c", "chance"}
+    sideways = drawn_points(dots()).set_index("y")
+    assert sideways.loc["color", ["x", "low", "high"]].tolist() == [1.5, 1, 2]
+    assert "<b>x</b>" in sideways.index  # the name of a question type, as it is stored
+    assert drawn_points(heat()).groupby("y")["value"].apply(list)["b & c 2"] == [0.5, -0.2, 0.9]
+    cell = drawn_points(heat()).iloc[0]
+    assert (cell["low"], cell["high"]) == pytest.approx((0.087, 0.117))
+
+
+def test_points_survive_plotlys_json_and_hidden_traces_are_left_out() -> None:
+    figure = CHARTS["curves"]()
+    pd.testing.assert_frame_equal(drawn_points(json.loads(figure.to_json())), drawn_points(figure))
+    figure.add_scatter(x=[1], y=[99], name="hidden", visible="legendonly")
+    assert "hidden" not in set(drawn_points(figure)["curve"])
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_the_script_draws_the_points_of_the_csv_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browser, "browser_file", lambda: None)
+    files, missing = export(tmp_path, {f"Figure: {name}": CHARTS[name]()}, {f"Figure: {name}": CAPTION})
+    assert "no browser" in missing
+    assert {file.suffix for file in files} == {".csv", ".tex", ".py", ".txt"}
+    script = tmp_path / f"figure-{name}.py"
+    code = f"exec(open({script.name!r}).read()); print(figure.to_json())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "workbench" not in script.read_text()
+    again = drawn_points(pio.from_json(done.stdout))
+    points = pd.read_csv(script.with_suffix(".csv")).fillna({"curve": ""})
+    columns = [column for column in ROWS if column in points]
+    a, b = (t[columns].sort_values(columns, ignore_index=True) for t in (points, again.fillna({"curve": ""})))
+    pd.testing.assert_frame_equal(a, b, check_dtype=False)
+    if "low" in again:
+        assert sorted(again["low"].dropna()) == pytest.approx(sorted(points["low"].dropna()))
+    assert (tmp_path / f"figure-{name}.html").exists()
+
+
+def test_a_figure_with_an_image_comes_with_its_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browser, "browser_file", lambda: None)
+    figure = go.Figure(go.Image(z=np.zeros((2, 2, 3), np.uint8)))
+    export(tmp_path, {"Map": figure}, {"Map": CAPTION})
+    done = subprocess.run([sys.executable, "map.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "map.html").exists()
+
+
+def test_a_latex_table_has_every_number_and_no_special_character(tmp_path: Path) -> None:
+    export(tmp_path, {"Scores": CHARTS["curves"]()}, {"Scores": CAPTION})
+    text = (tmp_path / "scores.tex").read_text()
+    assert text.count("\\begin") == text.count("\\end") == 2
+    rows = [line.split(" & ") for line in text.splitlines() if line.endswith(r"\\")]
+    assert rows[0] == ["layer", r"a\_1", r"b \& c", r"chance \\"]
+    assert rows[2] == ["1", "0.700 [0.687, 0.717]", "-0.200 [-0.213, -0.183]", r"0.250 \\"]
+    assert len(rows) == 4
+    assert r"95 \%" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("curves", "Intervals are 95 %, over images. Chance: 0.250."),
+        ("dots", "The line at 0 is no difference."),
+        ("panels", "No interval is drawn. No chance level is drawn."),
+    ],
+)
+def test_a_caption_says_n_seeds_interval_and_chance(name: str, words: str) -> None:
+    text = CAPTION.of(CHARTS[name]())
+    assert "40 images of shapes:val; one training each (a_1 seed 3, b & c seed not known)." in text
+    assert words in text
+
+
+def test_titles_never_share_a_file() -> None:
+    assert list(unique_names(["A / b", "a-b", "A b!", "…"]).values()) == ["a-b", "a-b-2", "a-b-3", "figure"]
+
+
+def test_wide_figures_take_both_columns() -> None:
+    assert [columns_of(CHARTS[name]()) for name in CHARTS] == [1, 1, 1, 2, 1]
+    assert [paper_figure(panels(), columns)["layout"]["width"] for columns in (1, 2)] == [312, 648]
+
+
+def test_without_a_browser_an_error_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere/chrome")
+    with pytest.raises(RunError, match=r"expected Chromium or Chrome.* BROWSER_PATH"):
+        browser.Browser()
+
+
+@pytest.mark.browser
+def test_images_have_the_size_of_the_column_and_the_fonts(tmp_path: Path) -> None:
+    from PIL import Image
+
+    chromium_or_skip()
+    titles = {"Curves": CHARTS["curves"](), "Evil </script><img src=x>": panels()}
+    files, missing = export(tmp_path, titles, dict.fromkeys(titles, CAPTION))
+    assert missing == ""
+    assert len(files) == 14
+    for name, width in (("curves", 3.25), ("evil-script-img-src-x", 6.75)):
+        if name not in {file.stem for file in files}:
+            name = next(file.stem for file in files if file.stem.startswith("evil"))
+        svg = (tmp_path / f"{name}.svg").read_text()
+        assert f'width="{round(width * 96)}"' in svg[:400]
+        assert "<text" in svg
+        pdf = (tmp_path / f"{name}.pdf").read_bytes()
+        box = pdf.split(b"/MediaBox [")[1].split(b"]")[0].split()
+        assert float(box[2]) == pytest.approx(72 * width, abs=1)
+        assert pdf.count(b"/Type /Page\n") == 1
+        assert b"/FontFile" in pdf
+        content = (tmp_path / f"{name}.png").read_bytes()
+        image = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        assert struct.unpack(">I", content[16:20])[0] == pytest.approx(300 * width, abs=3)
+        assert (image[0, 0] == 255).all()
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20
+
+
+@pytest.mark.browser
+def test_a_browser_that_dies_is_an_error_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "browser"
+    script.write_text("#!/bin/sh\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("BROWSER_PATH", str(script))
+    with pytest.raises(RunError, match="ended before it answered"), browser.Browser():
+        pass
