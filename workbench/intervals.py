@@ -440,6 +440,19 @@ def t_interval(
     return interval(low=min(low, mean), high=max(high, mean))
 
 
+def t_test(values: Sequence[float] | np.ndarray, than: float = 0.0) -> float:
+    """Return the two-sided p of Student's t-test of a mean against `than`; 1 for values without spread.
+
+    Raises:
+        DataError: no values, or one that is not finite.
+    """
+    array = finite(values)
+    if np.ptp(array) <= 1e-12 * max(1.0, np.abs(array).max()):  # equal but for rounding
+        return 1.0
+    error = array.std(ddof=1) / np.sqrt(len(array))
+    return float(2 * special.stdtr(len(array) - 1, -abs(array.mean() - than) / error))
+
+
 def finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return `values` as a float64 array.
 

@@ -12,7 +12,7 @@ from scipy.optimize import brentq, minimize_scalar
 from benchmarks import coverage
 from workbench import bootstrap_ci, figures
 from workbench.errors import DataError
-from workbench.intervals import Kind, mean_interval, mean_intervals, t_interval, tango, wilson
+from workbench.intervals import Kind, mean_interval, mean_intervals, t_interval, t_test, tango, wilson
 from workbench.scoring.tables import accuracy_by_type
 from workbench.training_folder import MEAN
 
@@ -276,3 +276,11 @@ def test_no_interval_is_wider_than_that_of_as_many_questions_as_images() -> None
     one[0] = 1
     alone = mean_interval(one, kind="difference")
     assert widths[1] <= 1.1 * (alone.high - alone.low)
+
+
+def test_the_t_test_is_scipys_and_without_spread_there_is_no_evidence() -> None:
+    values = np.random.default_rng(0).normal(0.3, 1.0, 7)
+    for than in (0.0, 0.5):
+        assert t_test(values, than) == pytest.approx(scipy_stats.ttest_1samp(values, than).pvalue, rel=1e-12)
+    assert t_test([0.4, 0.4, 0.4]) == 1.0
+    assert t_test([0.4]) == 1.0

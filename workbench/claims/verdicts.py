@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as scipy_stats
 
 from workbench.claims.evidence import Evidence, MissingRun, commands
 from workbench.claims.measures import MEASURES, NoNumber, Number
 from workbench.claims.rules import FILE, Claim, Ledger, parse_ledger
 from workbench.claims.trained import Trained
 from workbench.errors import RunError, WorkbenchError, one_line
-from workbench.intervals import t_interval
+from workbench.intervals import t_interval, t_test
 from workbench.paired import holm
 from workbench.runs import checkout, file_at, has_commit
 
@@ -194,7 +193,7 @@ def _p(case: Case, ledger: Ledger) -> float:
         return math.nan
     if case.undefined or len(values) < len(ledger.seeds) or _no_spread(values):
         return 1.0
-    return float(scipy_stats.ttest_1samp(values, case.claim.than).pvalue)
+    return t_test(values, case.claim.than)
 
 
 def _no_spread(values: np.ndarray) -> bool:

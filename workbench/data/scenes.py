@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import comb
 from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
-from scipy.stats import binom
 
 from workbench.data.base import Dataset, Object, Sample, check_split, content_hash, subset
 
@@ -268,8 +268,13 @@ def acceptance(names: int, objects: tuple[float, ...]) -> tuple[float, ...]:
         for count in range(min(most, number) + 1):
             share = weight / (min(most, number) + 1)
             probability[count] += share / names
-            probability += share * (1 - 1 / names) * binom.pmf(np.arange(len(COUNTS)), number - count, 1 / (names - 1))
+            probability += share * (1 - 1 / names) * _binomial(number - count, 1 / (names - 1))
     return tuple(probability.min() / probability)
+
+
+def _binomial(n: int, p: float) -> np.ndarray:
+    """Return the probabilities of each of COUNTS among `n` independent objects; scipy.stats would cost 50 MB."""
+    return np.array([comb(n, k) * p**k * (1 - p) ** max(0, n - k) for k in range(len(COUNTS))])
 
 
 def unique(items: Sequence[T], key: Callable[[T], Hashable]) -> list[T]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import RunError, one_line
+from workbench.intervals import mean_intervals
 from workbench.overview.stored import StoredRun
 from workbench.training_folder import MEAN
 
@@ -92,6 +93,25 @@ def _cknna_units(run: StoredRun) -> pd.DataFrame:
     return table.rename(columns={"score": "value"}).assign(
         series=table["target"] if "target" in table else table["vfm"]
     )
+
+
+def _heads_units(run: StoredRun) -> pd.DataFrame:
+    """Return each image's mutual kNN with a VFM, the mean over the heads of a layer."""
+    table = run.table("per_image").rename(columns={"vfm": "series"})
+    return table.groupby(["series", "layer", "image_id"], sort=False)["value"].mean().reset_index()
+
+
+def _heads(run: StoredRun) -> pd.DataFrame:
+    """Return the mean over the heads of each layer; the stored intervals are those of single heads."""
+    of_layer = ["series", "layer"]
+    wide = _heads_units(run).pivot(index="image_id", columns=of_layer, values="value")
+    intervals = mean_intervals(wide.to_numpy(), kind="real")
+    rows = [
+        {**dict(zip(of_layer, place, strict=True)), "score": i.estimate, "low": i.low, "high": i.high, "n_images": i.n}
+        for place, i in zip(wide.columns, intervals, strict=True)
+    ]
+    stored = run.table("scores").rename(columns={"vfm": "series"}).groupby(of_layer)[["chance", "n"]].first()
+    return pd.DataFrame(rows).merge(stored.reset_index(), on=of_layer)
 
 
 def _probe(target: str) -> Callable[[StoredRun], pd.DataFrame]:
@@ -187,6 +207,16 @@ MEASURES: dict[str, Measure] = {
             "1 where visual tokens have the same neighborhoods as the VFM's patches",
             _cknna,
             _cknna_units,
+            share=True,
+        ),
+        Measure(
+            "heads",
+            "like",
+            "heads",
+            "attention heads: mutual kNN with {series}",
+            "1 where the outputs of all attention heads have the nearest neighbors that the VFM's patches have",
+            _heads,
+            _heads_units,
             share=True,
         ),
         *(

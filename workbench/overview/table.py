@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from workbench.errors import RunError, one_line
-from workbench.intervals import t_interval
+from workbench.intervals import t_interval, t_test
 from workbench.overview.answers import answered
 from workbench.overview.differences import Pair
 from workbench.overview.models import Model, Models
@@ -64,7 +63,7 @@ def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
         if len(changes) > 1:
             over = t_interval(changes, bounds=(-1.0, 1.0))
             row |= {"difference": over.estimate, "d_low": over.low, "d_high": over.high}
-            tests.append((len(rows), _p(changes)))
+            tests.append((len(rows), t_test(changes)))
         elif changes:
             row["difference"] = changes[0]
         rows.append(row)
@@ -80,12 +79,6 @@ def _changes(first: Sequence[Model], group: Sequence[Model]) -> list[float]:
     by_seed = {model.seed: accuracy_of(model) for model in first if model.seed is not None}
     pairs = [(by_seed.get(model.seed), accuracy_of(model)) for model in group if model.seed is not None]
     return [b["accuracy"] - a["accuracy"] for a, b in pairs if a and b]
-
-
-def _p(changes: Sequence[float]) -> float:
-    """Return the p-value of Student's t test of a mean of 0."""
-    error = np.std(changes, ddof=1) / np.sqrt(len(changes))
-    return float(2 * special.stdtr(len(changes) - 1, -abs(np.mean(changes)) / error)) if error else 1.0
 
 
 def _row(model: Model, baseline: Model | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -15,7 +16,7 @@ from tests.conftest import ROOT
 from tests.workbench.overview.folders import cknna, train
 from workbench.overview.answers import answered
 from workbench.overview.differences import Pair, by_layer, pairs_of, runs_of, strip
-from workbench.overview.measures import MEASURES
+from workbench.overview.measures import MEASURES, scores
 from workbench.overview.models import Models, read_models
 from workbench.overview.stored import Stored, read_stored
 from workbench.overview.story import tell
@@ -177,3 +178,31 @@ def test_all_of_this_is_known_without_torch(two: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(two)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "more aligned" in done.stdout
+
+
+def test_the_heads_of_a_layer_are_averaged_image_by_image(two: Path) -> None:
+    """The mean of images is the score; its interval is that of the mean over heads, not a mean of intervals."""
+    rng = np.random.default_rng(1)
+    images = [f"image{i:03}" for i in range(30)]
+    drawn = {name: rng.uniform(0.1, 0.9, (2, 3, 30)) for name in ("baseline", "viral")}  # layer, head, image
+    for name, values in drawn.items():
+        folder = two / f"heads-{name}"
+        folder.mkdir()
+        place = [{"vfm": "dinov2-small", "layer": layer, "head": head} for layer in (1, 2) for head in range(3)]
+        flat = values.reshape(6, 30)
+        parts = [pd.DataFrame(each | {"image_id": images, "value": v}) for each, v in zip(place, flat, strict=True)]
+        pd.concat(parts).to_parquet(folder / "per_image.parquet", index=False)
+        rows = [each | {"score": v.mean(), "chance": 0.16, "n": 64} for each, v in zip(place, flat, strict=True)]
+        pd.DataFrame(rows).to_parquet(folder / "scores.parquet", index=False)
+        record = {"analysis": "heads", "label": name, "model": f"/x/{name}", "config": {}, "key": name}
+        record |= {"tables": ["per_image", "scores"], "created": "2026-02-01"}
+        (folder / "run.json").write_text(json.dumps(record))
+    pair, stored = one_pair(two)
+    runs = runs_of(stored, "heads", pair.keys)
+    table = scores(MEASURES["heads"], [runs["viral"]]).set_index("layer")
+    of_image = drawn["viral"].mean(1)
+    assert table["score"].tolist() == pytest.approx(of_image.mean(1))
+    assert table["chance"].tolist() == [0.16, 0.16]
+    assert (table["high"] - table["low"]).tolist() == pytest.approx(2 * 2.05 * of_image.std(1, ddof=1) / 30**0.5, 0.1)
+    changes = by_layer(MEASURES["heads"], pair, runs).set_index("layer")["score"]
+    assert changes.tolist() == pytest.approx((drawn["viral"] - drawn["baseline"]).mean((1, 2)))
