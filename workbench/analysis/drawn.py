@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 
 from workbench import figures, runs
 from workbench.analysis.discover import load_analysis
+from workbench.analysis.exported import caption_of
 from workbench.errors import WorkbenchError
 from workbench.options import Range, ranges, texts
 
@@ -35,7 +36,8 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     with figures.colored(request.get("colors", {})):
         drawn = {title: json.loads(figure.to_json()) for title, figure in analysis.figures(loaded).items()}
     summary = analysis.summary(loaded)
-    return {"figures": drawn, "summary": json.loads(summary.to_json(orient="split", index=False))}
+    captions = {title: dataclasses.asdict(caption_of(title, figure, loaded)) for title, figure in drawn.items()}
+    return {"figures": drawn, "captions": captions, "summary": json.loads(summary.to_json(orient="split", index=False))}
 
 
 def options_of(config: type[Any]) -> list[dict[str, Any]]:

@@ -11,13 +11,16 @@ import pandas as pd
 import streamlit as st
 
 from workbench.errors import RunError, one_line
+from workbench.figures.caption import Caption
 from workbench.processes import environment, python
 
 PATIENCE = 300.0  # seconds
 
 
-def drawn(analysis: str, runs: Mapping[str, str], colors: Mapping[str, str]) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Return the figures ({title: plotly's JSON}) and the summary of stored runs.
+def drawn(
+    analysis: str, runs: Mapping[str, str], colors: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Caption], pd.DataFrame]:
+    """Return the figures ({title: plotly's JSON}), their captions and the summary of stored runs.
 
     Args:
         runs: {label: folder}.
@@ -27,7 +30,8 @@ def drawn(analysis: str, runs: Mapping[str, str], colors: Mapping[str, str]) -> 
         RunError: they cannot be drawn.
     """
     content = _asked({"analysis": analysis, "runs": dict(runs), "colors": dict(colors)})
-    return content["figures"], pd.DataFrame(**content["summary"])
+    captions = {title: Caption(**parts) for title, parts in content["captions"].items()}
+    return content["figures"], captions, pd.DataFrame(**content["summary"])
 
 
 def options(analysis: str) -> list[dict[str, Any]]:

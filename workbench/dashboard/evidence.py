@@ -68,7 +68,7 @@ def _row(run: StoredRun) -> dict[str, object]:
         "analysis": run.analysis,
         "model": run.model,
         "data": record.get("data", ""),
-        "images": record["config"].get("limit"),
+        "limit": record["config"].get("limit"),
         "created": run.created[:16],
         "seconds": record.get("seconds"),
         "MB": round(size / 1e6, 2),

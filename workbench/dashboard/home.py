@@ -9,9 +9,11 @@ from workbench import figures
 from workbench.dashboard import live
 from workbench.dashboard.glossary import meaning
 from workbench.dashboard.models import training_curves
+from workbench.dashboard.papers import chart, seeds_of
 from workbench.dashboard.site import Site, once, plain
 from workbench.dashboard.stories import stamp, story_of
 from workbench.dashboard.thumbnails import disagreements
+from workbench.figures.caption import Caption
 from workbench.overview.story import Card, Story
 from workbench.training_folder import MEAN
 
@@ -82,7 +84,7 @@ def _charts(site: Site, story: Story) -> None:
     first, second = story.pair.names
     key = (stamp(site, story.pair.keys), site.looks)
     if story.answered is not None:
-        table = story.answered.by_type
+        asked, table = story.answered.table, story.answered.by_type
         shown = pd.DataFrame(
             {
                 "name": table["category"],
@@ -91,16 +93,22 @@ def _charts(site: Site, story: Story) -> None:
             }
         )
         left.markdown(f"### Accuracy by question type: {plain(second)} minus {plain(first)}")
-        left.plotly_chart(
-            once(
-                ("types", *key),
-                lambda: figures.difference_dots(shown, x="percentage points", names=story.pair.names, last=MEAN),
-            ),
-            width="stretch",
-            config=figures.EXPORT,
-            key="by-type",
-        )
-        left.caption("95 % intervals, each for itself; gray where the interval has 0 in it.")
+        with left:
+            chart(
+                once(
+                    ("types", *key),
+                    lambda: figures.difference_dots(shown, x="percentage points", names=story.pair.names, last=MEAN),
+                ),
+                "by-type",
+                Caption(
+                    f"Accuracy by question type, {second} minus {first}",
+                    f"{len(asked)} questions about {asked['image_id'].nunique()} images of"
+                    f" {story.answered.pair.first[0].test_data}",
+                    seeds_of(site, story.answered.pair.keys),
+                    _over(story.answered.by_type),
+                ),
+                below="95 % intervals, each for itself; gray where the interval has 0 in it.",
+            )
     alignment = story.alignment
     if alignment is not None:
         changes = alignment.changes
@@ -110,16 +118,29 @@ def _charts(site: Site, story: Story) -> None:
         right.markdown(f"### CKNNA by layer: {plain(second)} minus {plain(first)}")
         layers = story.pair.shared[0][1].layers or story.pair.shared[0][0].layers
         marked = layers[0] if layers else None
-        right.plotly_chart(
-            once(
-                ("layers", *key),
-                lambda: figures.layer_curves_named(by_layer, y=f"CKNNA with {alignment.vfm}", marked=marked, zero=True),
-            ),
-            width="stretch",
-            config=figures.EXPORT,
-            key="by-layer",
-        )
-        right.caption("95 % intervals; the dashed line is the layer that the alignment loss reads.")
+        with right:
+            chart(
+                once(
+                    ("layers", *key),
+                    lambda: figures.layer_curves_named(
+                        by_layer, y=f"CKNNA with {alignment.vfm}", marked=marked, zero=True
+                    ),
+                ),
+                "by-layer",
+                Caption(
+                    f"CKNNA with {alignment.vfm} by layer, {second} minus {first}",
+                    alignment.over,
+                    seeds_of(site, alignment.keys),
+                    _over(changes),
+                ),
+                below="95 % intervals; the dashed line is the layer that the alignment loss reads.",
+            )
+
+
+def _over(table: pd.DataFrame) -> str:
+    """Return what the intervals of differences are over."""
+    over = " or ".join(dict.fromkeys(table["over"]))
+    return f"{over}, paired by seed" if over == "seeds" else f"{over}, paired"
 
 
 def _next(site: Site, story: Story) -> None:

@@ -17,11 +17,13 @@ from workbench import figures
 from workbench.analysis.discover import analysis_names, opening, words_of
 from workbench.dashboard.drawn import drawn
 from workbench.dashboard.models import several_seeds, training_curves
+from workbench.dashboard.papers import archive, chart, seeds_of
 from workbench.dashboard.site import Site, cached, choice, complain, once, plain
 from workbench.dashboard.stories import stamp
 from workbench.errors import WorkbenchError
+from workbench.figures.caption import Caption
 from workbench.overview.differences import Pair, by_layer, strip
-from workbench.overview.measures import LONG, MEASURES, QUESTIONS, Asked, Measure, scores
+from workbench.overview.measures import LONG, MEASURES, QUESTIONS, Asked, Measure, images_words, scores
 from workbench.overview.stored import Stored, StoredRun, options_text
 
 SHOWN = ("Scores", "Differences")
@@ -50,7 +52,7 @@ def _layers(site: Site, measured: Mapping[str, Measure]) -> list[int]:
     layers: set[int] = set()
     for measure in measured.values():
         for runs in site.stored.of(measure.analysis, site.chosen)[:1]:
-            layers |= set(_scores(measure.key, tuple(run.folder.name for run in runs), runs)["layer"])
+            layers |= set(_scores(measure.key, _stamp_of(runs), runs)["layer"])
     return sorted(layers)
 
 
@@ -85,7 +87,7 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
     """Draw the choice of the layer with, for a pair, the strip, and return the layer."""
     default = _first_layer(site, layers, table)
     if len(table):
-        largest = table.loc[table["z"].abs().idxmax()]
+        largest = table.loc[table["z"].abs().fillna(-1).idxmax()]
         first, second = site.pair.names if site.pair else ("", "")
         sentence = (
             f"The clearest difference is in {largest['title']} at layer {largest['layer']}: {second} minus {first} is"
@@ -104,15 +106,19 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
         with st.expander("In which layer do they differ most? All measures at once", expanded=True):
             marked = st.session_state["l"]
             key = ("strip", stamp(site, site.pair.keys if site.pair else []), marked)
-            st.plotly_chart(
+            first, second = site.pair.names if site.pair else ("", "")
+            over = " or ".join(dict.fromkeys(table["over"]))
+            chart(
                 once(key, lambda: figures.layer_strip(table, marked=marked)),
-                width="stretch",
-                config=figures.EXPORT,
-                key="strip",
-            )
-            st.caption(
-                "Blue: higher in the second model. A dot: the 95 % interval leaves 0 out, not corrected for the number"
-                " of cells."
+                "strip",
+                Caption(
+                    f"{second} minus {first} in every measure and layer, in standard errors",
+                    f"{_range(table['n'])} {over}",
+                    seeds_of(site, site.pair.keys if site.pair else []),
+                    f"{over}, paired; a dot marks one that leaves 0 out, not corrected for the number of cells",
+                ),
+                below="Blue: higher in the second model. A dot: the 95 % interval leaves 0 out, not corrected for the"
+                " number of cells.",
             )
     if len(layers) > 1:
         st.select_slider("Layer, marked in every chart", layers, key="l", bind="query-params")
@@ -168,7 +174,7 @@ def _question(site: Site, asked: Asked, measures: dict[str, Measure], layer: int
 def _score(site: Site, measure: Measure, layer: int) -> None:
     """Draw a measure of the chosen models by layer, and its value at the chosen layer in a sentence."""
     runs = _chosen_question(site, measure)
-    table = _scores(measure.key, tuple(run.folder.name for run in runs), runs)
+    table = _scores(measure.key, _stamp_of(runs), runs)
     series = list(dict.fromkeys(table["series"]))
     if len(series) > 1:
         picked = choice(f"s-{measure.key}", series, series[0], "Compared with")
@@ -181,10 +187,15 @@ def _score(site: Site, measure: Measure, layer: int) -> None:
     st.markdown(_values(shown, layer))
     title = measure.title.format(series=series[0] if len(series) == 1 else picked)
     zero = measure.neutral is not None
-    key = ("score", measure.key, tuple(run.folder.name for run in runs), title, layer, "group" in shown, site.looks)
+    key = ("score", measure.key, _stamp_of(runs), title, layer, "group" in shown, site.looks)
     figure = once(key, lambda: figures.layer_curves_named(shown, y=title, marked=layer, zero=zero))
-    st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"score-{measure.key}")
-    st.caption(_about(runs))
+    caption = Caption(
+        f"{title} by layer",
+        f"{images_words(table['n_images'])} of {runs[0].record.get('data')}",
+        seeds_of(site, [run.model for run in runs]),
+        "images",
+    )
+    chart(figure, f"score-{measure.key}", caption, below=_about(runs, table["n_images"]))
 
 
 def _values(shown: pd.DataFrame, layer: int) -> str:
@@ -204,7 +215,7 @@ def _values(shown: pd.DataFrame, layer: int) -> str:
 def _difference(site: Site, pair: Pair, measure: Measure, layer: int) -> None:
     """Draw second minus first by layer."""
     runs = {run.model: run for run in _chosen_question(site, measure)}
-    stamps = (str(site.root), *pair.names, *(run.folder.name for run in runs.values()))
+    stamps = (str(site.root), *pair.names, *_stamp_of(list(runs.values())))
     table = _changes(measure.key, pair, runs, stamps)
     if table.empty:
         st.info("This measure is not stored of both models with the same options and images.")
@@ -218,13 +229,26 @@ def _difference(site: Site, pair: Pair, measure: Measure, layer: int) -> None:
     for row in at.itertuples():
         st.markdown(plain(f"Layer {layer}: {row.score:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {_over(row)}"))
     first, second = pair.names
+    name = figures.plain_name(f"{second} minus {first}")
     key = ("difference", measure.key, stamps, layer, site.looks)
-    figure = once(key, lambda: figures.layer_curves_named(shown, y=f"{second} minus {first}", marked=layer, zero=True))
-    st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"difference-{measure.key}")
-    st.caption(
-        plain(measure.title.format(series=", ".join(dict.fromkeys(table["series"]))))
-        + ". "
-        + _about(list(runs.values()))
+    figure = once(
+        key,
+        lambda: figures.layer_curves_named(shown, y=name, marked=layer, zero=True),
+    )
+    title = measure.title.format(series=", ".join(dict.fromkeys(table["series"])))
+    images = _scores(measure.key, _stamp_of(list(runs.values())), list(runs.values()))["n_images"]
+    over = " or ".join(dict.fromkeys(table["over"]))
+    caption = Caption(
+        f"{title} by layer, {second} minus {first}",
+        f"{images_words(images)} of {next(iter(runs.values())).record.get('data')}",
+        seeds_of(site, [each for each in pair.keys if each in runs]),
+        f"{over}, paired",
+    )
+    chart(
+        figure,
+        f"difference-{measure.key}",
+        caption,
+        below=f"{plain(title)}. {_about(list(runs.values()), images, dotted='no difference')}",
     )
 
 
@@ -238,7 +262,7 @@ def _chosen_question(site: Site, measure: Measure) -> list[StoredRun]:
     if len(lists) == 1:
         return lists[0]
     texts = {
-        runs[0].question: f"{runs[0].record['config'].get('limit')} images of {runs[0].record.get('data')},"
+        runs[0].question: f"at most {runs[0].record['config'].get('limit')} images of {runs[0].record.get('data')},"
         f" {len(runs)} models ({options_text(runs[0].record['config'])})"
         for runs in lists
     }
@@ -248,13 +272,25 @@ def _chosen_question(site: Site, measure: Measure) -> list[StoredRun]:
     return next(runs for runs in lists if runs[0].question == picked)
 
 
-def _about(runs: Sequence[StoredRun]) -> str:
-    record = runs[0].record
+def _about(runs: Sequence[StoredRun], counts: pd.Series, dotted: str = "chance") -> str:
+    """Return over what scores are, and what was left out.
+
+    Args:
+        counts: the number of images of each score; the option `limit` is only the most that there can be.
+        dotted: what the dotted line stands for.
+    """
     left_out = [sentence for run in runs for sentence in run.record.get("left_out", [])]
     notes = f" Left out: {'; '.join(dict.fromkeys(left_out))}" if left_out else ""
-    return plain(
-        f"{record['config'].get('limit')} images of {record.get('data')}, 95 % intervals; dotted: chance.{notes}"
-    )
+    return plain(f"{images_words(counts)} of {runs[0].record.get('data')}, 95 % intervals; dotted: {dotted}.{notes}")
+
+
+def _range(counts: pd.Series) -> str:
+    return " to ".join(dict.fromkeys(f"{end:.0f}" for end in (counts.min(), counts.max())))
+
+
+def _stamp_of(runs: Sequence[StoredRun]) -> tuple[str, ...]:
+    """Return what changes when the runs, or the models that they are of, change."""
+    return tuple(f"{run.folder.name} {run.model}" for run in runs)
 
 
 # --- every figure of an analysis ------------------------------------------------------------------
@@ -269,7 +305,7 @@ def every_figure(site: Site, analysis: str, key: str) -> None:
         return
     runs = lists[0]
     try:
-        drawn_figures, summary = drawn(
+        drawn_figures, captions, summary = drawn(
             analysis,
             {figures.plain_name(run.model): str(run.folder) for run in runs},
             {figures.plain_name(run.model): site.colors[run.model] for run in runs},
@@ -279,13 +315,21 @@ def every_figure(site: Site, analysis: str, key: str) -> None:
         return
     for title, figure in drawn_figures.items():
         st.markdown(f"**{plain(title)}**")
-        st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"{key}-{title}")
+        chart(figure, f"{key}-{title}", captions[title])
     numbers = {c: st.column_config.NumberColumn(format="%.3f") for c in summary.select_dtypes("float")}
     st.dataframe(summary, hide_index=True, width="stretch", column_config=numbers, key=f"{key}-table")
     with st.container(horizontal=True):
         st.download_button("Table as CSV", summary.to_csv(index=False), f"{analysis}.csv", "text/csv", key=f"{key}-csv")
         st.download_button(
             "Figures as HTML", partial(_archive, drawn_figures), f"{analysis}.zip", "application/zip", key=f"{key}-zip"
+        )
+        st.download_button(
+            "Figures for a paper",
+            partial(archive, drawn_figures, captions),
+            f"{analysis}-paper.zip",
+            "application/zip",
+            key=f"{key}-paper",
+            help="Each as SVG, PDF, PNG, CSV, LaTeX table, caption and Python; takes a second per figure",
         )
     for run in runs:
         st.code(shlex.join(run.record.get("argv", [])), language="bash", wrap_lines=True)

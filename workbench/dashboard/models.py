@@ -14,10 +14,13 @@ from workbench import figures
 from workbench.dashboard import live
 from workbench.dashboard.folders import below_root
 from workbench.dashboard.glossary import meaning
+from workbench.dashboard.papers import chart, seeds_of
 from workbench.dashboard.site import Site, cached, choice, once, plain
 from workbench.dashboard.stories import stamp, story_of
 from workbench.errors import one_line
+from workbench.figures.caption import Caption
 from workbench.overview import table as tables
+from workbench.overview.measures import images_words
 from workbench.overview.models import Model, Models, files_below
 from workbench.training_folder import MEAN, checkpoints, cknna_log, evaluated_on, score_log
 
@@ -108,7 +111,9 @@ def _columns(site: Site, by_seed: bool) -> dict[str, Any]:
         "d_high": config.NumberColumn("high ", help=f"95 % interval of the difference, {over}", format="%+.3f"),
         "p_holm": config.NumberColumn("Holm p", help=meaning("Holm p"), format="%.3g"),
         "CKNNA": config.NumberColumn(
-            "CKNNA", help=f"{meaning('CKNNA')} Measured at the end of training.", format="%.3f"
+            "CKNNA",
+            help=f"{meaning('CKNNA')} Measured at the end of training, mean of the aligned layers.",
+            format="%.3f",
         ),
         "curve": config.LineChartColumn("over training", help="accuracy (or loss) over the steps of the training"),
         "state": config.TextColumn("state"),
@@ -118,7 +123,8 @@ def _columns(site: Site, by_seed: bool) -> dict[str, Any]:
 def _about(site: Site, shown: pd.DataFrame, by_seed: bool) -> str:
     data = dict.fromkeys(model.test_data for model in site.models.by_key.values() if model.test_data)
     chance = shown["chance"].dropna().unique() if "chance" in shown else np.array([])
-    level = f", chance {chance.min():.3f}" if len(chance) else ""
+    ends = list(dict.fromkeys(f"{level:.3f}" for level in (chance.min(), chance.max()))) if len(chance) else []
+    level = f", chance {' to '.join(ends)}" if ends else ""
     over = (
         "seeds; differences are paired by seed, Holm-corrected over the variants"
         if by_seed
@@ -172,11 +178,29 @@ def training_curves(
         figure = once(
             ("curve", stamps, site.looks, measure, grouped), partial(_curve, site, curves[measure], measure, grouped)
         )
-        column.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=f"curve-{measure}")
+        table = curves[measure]
+        steps = f"{table['at'].nunique()} steps of training; {_counts(table['over'])}"
+        with column:
+            chart(
+                figure,
+                f"curve-{measure}",
+                Caption(f"{measure} over the steps of training", steps, seeds_of(site, keys_of(table)), "images"),
+            )
     st.caption(
         "Bands: 95 % intervals over the images (or conversations) of the validation split. Losses of training batches"
         " have none. Dotted: chance; for CKNNA the 95th percentile of its null."
     )
+
+
+def keys_of(table: pd.DataFrame) -> list[str]:
+    """Return the models of a table of curves, in order."""
+    return list(dict.fromkeys(table["name"]))
+
+
+def _counts(over: pd.Series) -> str:
+    """Return what the points of curves are over, the most frequent first."""
+    words = list(over.value_counts().index)
+    return ", ".join(words[:3]) + (f" and {len(words) - 3} more counts" if len(words) > 3 else "")
 
 
 def logs_stamp(site: Site, keys: Sequence[str]) -> tuple[object, ...]:
@@ -240,9 +264,14 @@ def _by_type(site: Site) -> None:
         return
     st.subheader("Accuracy by question type")
     figure = once(("types", logs_stamp(site, site.chosen), site.looks), partial(_types, found))
-    st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key="accuracy")
-    data = dict.fromkeys(evaluated_on(site.models.by_key[key].recipe) for key in found)
-    st.caption(plain(f"On {', '.join(data)}; 95 % intervals over images. They say nothing about other seeds."))
+    data = ", ".join(dict.fromkeys(evaluated_on(site.models.by_key[key].recipe) for key in found))
+    counts = images_words(pd.concat([table["n_images"] for table in found.values()]))
+    chart(
+        figure,
+        "accuracy",
+        Caption("Accuracy by question type", f"{counts} of {data}", seeds_of(site, list(found)), "images"),
+        below=plain(f"On {data}; 95 % intervals over images. They say nothing about other seeds."),
+    )
 
 
 def _types(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
@@ -279,10 +308,18 @@ def _sweeps(site: Site) -> None:
     kinds = list(dict.fromkeys(table["type"]))
     kind = choice("type", kinds, MEAN if MEAN in kinds else kinds[0], "Question type")
     of_type = table[table["type"] == kind]
-    st.plotly_chart(figures.sweep_figure(of_type), width="stretch", config=figures.EXPORT, key="sweep-points")
-    st.caption(
-        "95 % intervals over seeds; differences are paired by seed, with Holm's correction over the variants. A variant"
-        " with one seed has no interval."
+    seeds = of_type.groupby("variant", sort=False)["seeds"].first()
+    chart(
+        figures.sweep_figure(of_type),
+        "sweep-points",
+        Caption(
+            f"Sweep {name}: accuracy, {kind}",
+            f"{', '.join(dict.fromkeys(f'{n:,.0f}' for n in of_type['n'].dropna()))} questions",
+            "; ".join(f"{variant}: seeds {words}" for variant, words in seeds.items()),
+            "seeds; differences are paired by seed",
+        ),
+        below="95 % intervals over seeds; differences are paired by seed, with Holm's correction over the variants. A"
+        " variant with one seed has no interval.",
     )
     st.dataframe(of_type.drop(columns=["type", "against"]), hide_index=True, width="stretch")
 
@@ -308,7 +345,7 @@ def _one_model(site: Site) -> None:
     }
     st.markdown("  \n".join(f"**{name}**: {plain(value)}" for name, value in facts.items() if value not in (None, "")))
     for title, name, language in (("Recipe", "recipe.yaml", "yaml"), ("Model card", "README.md", "markdown")):
-        file = below_root(model.folder) / name
+        file = below_root(model.folder / name)
         if file.exists():
             with st.expander(title):
                 st.code(file.read_text(encoding="utf-8", errors="replace"), language=language)

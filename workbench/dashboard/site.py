@@ -132,7 +132,10 @@ def choice(key: str, options: Sequence[str], default: str, label: str, *, listed
     """Draw a choice of one of a few options, which is in the address as `key`; many make a list to open (`listed`)."""
     _read_address(key, options, [default])
     if not listed and len(options) <= 6 and sum(map(len, options)) < 90:
-        st.segmented_control(label, options, key=key, required=True, **more)
+        words = more.pop("format_func", str)  # the buttons of this widget read Markdown, names must not
+        st.segmented_control(
+            label, options, key=key, required=True, format_func=lambda each: plain(words(each)), **more
+        )
     else:
         st.selectbox(label, options, key=key, **more)
     chosen = str(st.session_state[key])

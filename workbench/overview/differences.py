@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,9 +37,12 @@ class Pair:
 
     @property
     def shared(self) -> tuple[tuple[Model, Model], ...]:
-        """The models that are compared with one another."""
-        by_seed = {model.seed: model for model in self.second if model.seed is not None}
-        pairs = tuple((a, by_seed[a.seed]) for a in self.first if a.seed in by_seed)
+        """The models that are compared with one another.
+
+        Of several trainings with one seed, such as a copied folder, the first one counts: they are no further seeds.
+        """
+        first, second = one_per_seed(self.first), one_per_seed(self.second)
+        pairs = tuple((model, second[seed]) for seed, model in first.items() if seed in second)
         return pairs if len(pairs) > 1 else ((self.first[0], self.second[0]),)
 
     @property
@@ -55,6 +58,15 @@ class Pair:
     def exchanged(self) -> Pair:
         """Return the pair the other way round."""
         return Pair(self.second, self.first)
+
+
+def one_per_seed(models: Iterable[Model]) -> dict[int, Model]:
+    """Return {seed: its first model} of the models whose seed is known."""
+    by_seed: dict[int, Model] = {}
+    for model in models:
+        if model.seed is not None:
+            by_seed.setdefault(model.seed, model)
+    return by_seed
 
 
 def _name(group: Sequence[Model]) -> str:

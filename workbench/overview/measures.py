@@ -363,6 +363,15 @@ def by_image(measure: Measure, run: StoredRun) -> pd.DataFrame:
     )
 
 
+def images_words(counts: pd.Series) -> str:
+    """Return how many images scores are over: "40 images", or "13 to 40 images" where they differ."""
+    known = counts.dropna()
+    if known.empty:
+        return "an unknown number of images"
+    low, high = int(known.min()), int(known.max())
+    return f"{low} images" if low == high else f"{low} to {high} images"
+
+
 def measures_of(runs: Mapping[str, object]) -> dict[str, Measure]:
     """Return the measures whose analysis is among `runs` (by name of the analysis)."""
     return {key: measure for key, measure in MEASURES.items() if measure.analysis in runs}

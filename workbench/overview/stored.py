@@ -91,7 +91,7 @@ def read_stored(root: Path) -> Stored:
     """Return the analyses that are stored in a runs folder."""
     runs, broken = [], []
     for file in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # a folder whose name begins with a dot is being written
-        record = _record(file, _changed(file))
+        record = _record(file, (_changed(file), _changed(file.parent)))
         if isinstance(record, Broken):
             broken.append(record)
         elif record is not None:
@@ -100,8 +100,8 @@ def read_stored(root: Path) -> Stored:
 
 
 @lru_cache(maxsize=4096)
-def _record(file: Path, changed: int) -> Mapping[str, Any] | Broken | None:
-    """Read the record of a run and check its tables; `changed` is its time, so that it is read once."""
+def _record(file: Path, changed: tuple[int, int]) -> Mapping[str, Any] | Broken | None:
+    """Read the record of a run and check its tables; `changed`: when it and its folder were changed."""
     del changed
     try:
         record: Mapping[str, Any] = read_run_record(file)

@@ -11,7 +11,7 @@ import pandas as pd
 from workbench.errors import RunError
 from workbench.overview.answers import Answered, answered
 from workbench.overview.differences import Pair, by_layer, runs_of
-from workbench.overview.measures import MEASURES, scores
+from workbench.overview.measures import MEASURES, images_words, scores
 from workbench.overview.stored import Stored
 from workbench.summary import Trained, what_was_compared
 from workbench.training_folder import MEAN
@@ -51,12 +51,16 @@ class Alignment:
         layer: the layer of the card: the aligned one, else the last.
         curves: columns name, at, score, low, high, over, chance.
         changes: second minus first, as `by_layer` returns it.
+        keys: the compared models: those with a stored run whose counterpart has one too.
+        over: how many images of which data each score is over.
     """
 
     vfm: str
     layer: int
     curves: pd.DataFrame
     changes: pd.DataFrame
+    keys: tuple[str, ...] = ()
+    over: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,16 +152,19 @@ def alignment_of(pair: Pair, stored: Stored, layer: int | None = None) -> Alignm
     layers = list(changes["layer"])
     wanted = [*([] if layer is None else [layer]), *pair.shared[0][1].layers, *pair.shared[0][0].layers]
     chosen = next((each for each in wanted if each in layers), layers[-1])
+    both = [(a.key, b.key) for a, b in pair.shared if a.key in runs and b.key in runs]
     table = scores(CKNNA, list(runs.values()))
     table = table[table["series"] == vfm]
     parts = []
     for side, name in enumerate(pair.names):
-        keys = [models[side].key for models in pair.shared]
+        keys = [models[side] for models in both]
         of_group = table[table["model"].isin(keys)].groupby("layer")
         mean = of_group[["score", "low", "high"]].mean().assign(chance=of_group["null_q95"].max()).reset_index()
-        over = f"{int(table['n_images'].median())} images" if len(keys) == 1 else f"mean of {len(keys)} seeds"
+        over = images_words(table["n_images"]) if len(keys) == 1 else f"mean of {len(keys)} seeds"
         parts.append(mean.rename(columns={"layer": "at"}).assign(name=name, over=over))
-    return Alignment(vfm, int(chosen), pd.concat(parts, ignore_index=True), changes)
+    keys = [key for side in (0, 1) for key in dict.fromkeys(models[side] for models in both)]
+    over = f"{images_words(table['n_images'])} of {runs[keys[0]].record.get('data')}"
+    return Alignment(vfm, int(chosen), pd.concat(parts, ignore_index=True), changes, tuple(keys), over)
 
 
 def _alignment_card(pair: Pair, alignment: Alignment | None) -> Card:
@@ -170,7 +177,7 @@ def _alignment_card(pair: Pair, alignment: Alignment | None) -> Card:
         f"CKNNA with {alignment.vfm} at layer {alignment.layer}",
         _arrow(at.loc[pair.names[0], "score"], at.loc[pair.names[1], "score"], "{:.3f}"),
         f"{change['score']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}] over {change['n']:.0f} {change['over']}",
-        f"chance {at['chance'].max():.3f}",
+        f"chance {at['chance'].max():.3f} (95th percentile)",
         "layers",
     )
 

@@ -13,7 +13,7 @@ import pandas as pd
 from workbench.errors import RunError, one_line
 from workbench.intervals import t_interval, t_test
 from workbench.overview.answers import answered
-from workbench.overview.differences import Pair
+from workbench.overview.differences import Pair, one_per_seed
 from workbench.overview.models import Model, Models
 from workbench.paired import holm
 from workbench.training_folder import (
@@ -50,7 +50,7 @@ def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     tests: list[tuple[int, float]] = []
     for variant, group in models.variants.items():
-        scored = [_row(model, None) for model in group]
+        scored = [_row(model, None) for model in one_per_seed(m for m in group if accuracy_of(m)).values()]
         known = [row for row in scored if np.isfinite(row["accuracy"])]
         if not known:
             continue
@@ -76,9 +76,10 @@ def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
 
 def _changes(first: Sequence[Model], group: Sequence[Model]) -> list[float]:
     """Return the differences in accuracy of trainings with the same seed."""
-    by_seed = {model.seed: accuracy_of(model) for model in first if model.seed is not None}
-    pairs = [(by_seed.get(model.seed), accuracy_of(model)) for model in group if model.seed is not None]
-    return [b["accuracy"] - a["accuracy"] for a, b in pairs if a and b]
+    before, after = (one_per_seed(model for model in models if accuracy_of(model)) for models in (first, group))
+    return [
+        accuracy_of(after[seed])["accuracy"] - accuracy_of(before[seed])["accuracy"] for seed in before if seed in after
+    ]
 
 
 def _row(model: Model, baseline: Model | None) -> dict[str, Any]:
@@ -141,11 +142,11 @@ def _read(file: Path, changed: int) -> pd.DataFrame:
 
 
 def _last_cknna(model: Model) -> float:
-    """Return the CKNNA of the aligned layer that was measured last during training, NaN if there is none."""
+    """Return the CKNNA that was measured last during training, the mean of the aligned layers; NaN without one."""
     if log_of(model).empty or model.folder is None:
         return float("nan")
     table = cknna_log(model.folder)
-    return float(table.sort_values("step")["score"].iloc[-1]) if len(table) else float("nan")
+    return float(table["score"][table["step"] == table["step"].max()].mean()) if len(table) else float("nan")
 
 
 def _curve(log: pd.DataFrame) -> list[float]:

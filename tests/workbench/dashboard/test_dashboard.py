@@ -94,6 +94,28 @@ def test_stored_pages_open_without_torch(two: Path) -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == LIGHT
 
 
+@pytest.mark.parametrize(
+    ("page", "key", "words"),
+    [
+        ("home", "save-by-type", "40 questions about 20 images of shapes:test; one training each (baseline seed 0"),
+        ("layers", "save-score-cknna", "20 images of shapes:val; one training each"),
+        ("models", "save-accuracy", "Intervals are 95 %, over images. Chance: 0.250."),
+    ],
+)
+def test_a_chart_is_saved_for_a_paper_with_its_caption_and_script(
+    page: str, key: str, words: str, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = open_page(page, two, monkeypatch)
+    assert len(app.button) >= 1
+    app.button(key=key).click().run()
+    assert not app.exception
+    caption, script = (block.value for block in app.code[-2:])
+    assert words in caption
+    assert "read_csv" in script
+    app.segmented_control(key="paper-width").set_value(2).run()
+    assert "'width': 648" in app.code[-1].value
+
+
 # --- what the pages show --------------------------------------------------------------------------
 
 

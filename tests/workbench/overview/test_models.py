@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.workbench.overview.folders import cknna, train
+from workbench.overview.differences import pairs_of
 from workbench.overview.models import read_models
 from workbench.overview.stored import read_stored
+from workbench.overview.story import alignment_of
+from workbench.overview.table import variant_rows
 
 SOME = [True, False, True, True]
+MANY = [True, True, True, True]
 
 
 def test_trainings_that_differ_in_the_seed_alone_are_one_variant(tmp_path: Path) -> None:
@@ -89,3 +94,35 @@ def test_the_question_of_most_models_comes_first_and_the_newest_run_of_each(tmp_
     lists = read_stored(tmp_path).of("cknna", ["b", "a"])
     assert [[run.model for run in runs] for runs in lists] == [["b", "a"], ["a"]]
     assert lists[0][1].folder == newest
+
+
+def test_a_copied_training_is_no_further_seed(tmp_path: Path) -> None:
+    for name, aligned, right in (("baseline", False, SOME), ("viral", True, MANY)):
+        train(tmp_path, name, right=right, aligned=aligned)
+        shutil.copytree(tmp_path / name, tmp_path / f"{name}-copy")
+    models = read_models(tmp_path)
+    (pair,) = pairs_of(models, "baseline", ["baseline-copy", "viral", "viral-copy"])
+    assert [(a.key, b.key) for a, b in pair.shared] == [("baseline", "viral")]
+    assert pair.over == "images"
+    table = variant_rows(models, "baseline").set_index("variant")
+    assert table["seeds"].tolist() == [1, 1]
+    assert table[["d_low", "p_holm"]].isna().all(axis=None)
+
+
+def test_numbers_of_both_groups_are_those_of_the_seeds_that_the_difference_is_over(tmp_path: Path) -> None:
+    for seed in range(3):
+        for name, aligned in (("baseline", False), ("viral", True)):
+            train(tmp_path, f"{name}-s{seed}", right=SOME, seed=seed, aligned=aligned)
+            if name == "baseline" or seed < 2:  # one VIRAL model is not measured
+                cknna(tmp_path, f"{name}-s{seed}", {1: [0.1 * seed + 0.5 * aligned, 0.1 * seed + 0.5 * aligned]})
+    stored = read_stored(tmp_path)
+    models = read_models(tmp_path, stored.runs)
+    (pair,) = pairs_of(models, "baseline-s0", [key for key in models.by_key if key != "baseline-s0"])
+    alignment = alignment_of(pair, stored)
+    assert alignment is not None
+    scores = alignment.curves.set_index("name")["score"]
+    assert scores.to_dict() == pytest.approx({"baseline": 0.05, "viral": 0.55})
+    assert alignment.changes["score"].tolist() == pytest.approx([0.5])
+    assert alignment.changes["n"].tolist() == [2]
+    assert set(alignment.curves["over"]) == {"mean of 2 seeds"}
+    assert alignment.over == "2 images of shapes:val"
