@@ -46,10 +46,12 @@ from workbench.benchmarks.comparison import compared, whole
 from workbench.benchmarks.exchange import with_prompt
 from workbench.benchmarks.tables import ALL, scores
 from workbench.data.benchmark_rows import BenchmarkDataset
+from workbench.data.pope import is_repope
 from workbench.errors import ConfigError, ModelError
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
+OURS = {"own": "", "sum": " by likelihood"}  # scorers of the figures by category, and what their titles say
 SIDE = 336  # pixels of the mean image
 BLIND: Mapping[str, tuple[Shown, ...]] = {
     "both": ("mean image", "no image"),
@@ -146,19 +148,25 @@ def _compared(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """Draw our accuracy by category beside its chance level, seen and blind, and the accuracy by scorer."""
+    """Draw our accuracy by category beside its chance level, seen and blind, and the accuracy by scorer.
+
+    Models that were asked with different prompts are named with them, and titles say if the labels are RePOPE's.
+    """
     table = _compared(runs).rename(columns={"score": "accuracy"})
+    if table["prompt"].nunique() > 1:
+        table["model"] += ", prompt " + table["prompt"]
+    labels = {str(run.extra.get("labels", "")).split(",")[0] for run in runs.values()}
+    of = f", {' and '.join(sorted(labels))}" if any(map(is_repope, labels)) else ""
     accuracy = table[table["measure"] == "accuracy"]
-    ours = accuracy[(accuracy["scorer"] == "own") & (accuracy["category"] != MEAN)]
     drawn = {}
-    for shown in accuracy["shown"].unique():
-        here = ours[ours["shown"] == shown]
-        by_model = {str(model): part for model, part in here.groupby("model", sort=False)}
-        drawn[f"Accuracy by category ({shown})"] = fig.accuracy_by_type(by_model)
+    for (shown, scorer), here in accuracy[accuracy["category"] != MEAN].groupby(["shown", "scorer"], sort=False):
+        if scorer in OURS:
+            by_model = {str(model): part for model, part in here.groupby("model", sort=False)}
+            drawn[f"Accuracy by category{OURS[scorer]} ({shown}){of}"] = fig.accuracy_by_type(by_model)
     seen = accuracy[(accuracy["shown"] == "image") & (accuracy["category"] == ALL)]
     if seen["scorer"].nunique() > 1:
         by_model = {str(m): part.assign(category=part["scorer"]) for m, part in seen.groupby("model", sort=False)}
-        drawn["Accuracy of all questions by scorer"] = fig.accuracy_by_type(by_model)
+        drawn[f"Accuracy of all questions by scorer{of}"] = fig.accuracy_by_type(by_model)
     return drawn
 
 

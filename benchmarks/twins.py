@@ -140,7 +140,8 @@ def by_scorer(
         reference, *others = shares.values()
         cells = [name, decoding, str(scorer), f"{next(iter(values.values()))[0].chance:.3f}"]
         cells += [_score(of_runs) for of_runs in values.values()]
-        yield cells + [_difference(share - reference) for share in others]
+        n = next(iter(values.values()))[0].n
+        yield cells + [_difference(share - reference, n) for share in others]
 
 
 def _score(of_runs: Sequence[Headline]) -> str:
@@ -152,11 +153,14 @@ def _score(of_runs: Sequence[Headline]) -> str:
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-def _difference(values: Float[np.ndarray, " run"]) -> str:
-    """Return the mean difference of pairs of runs with Student's interval; a single pair has none."""
+def _difference(values: Float[np.ndarray, " run"], n: int) -> str:
+    """Return the mean difference of pairs of runs with Student's interval; a single pair has none.
+
+    Equal differences have the interval that `n` questions leave.
+    """
     if len(values) == 1:
         return f"{values[0]:+.3f}, 1 pair"
-    interval = t_interval(values, bounds=(-1, 1))
+    interval = t_interval(values, bounds=(-1, 1), trials=n)
     return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 

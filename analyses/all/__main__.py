@@ -30,7 +30,7 @@ from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
 from workbench.mllm.load import load_config
 from workbench.models import check_revision, is_folder, label_of, named_models
 from workbench.runs import Run, environment
-from workbench.vfm import OWN, find_vfm
+from workbench.vfm import find_vfms
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ def main(argv: list[str]) -> None:
         load_config(
             model, revision=None if is_folder(model) else budget.revision, trust_remote_code=budget.trust_remote_code
         )
-    for name in budget.vfm:
-        if name != OWN:
-            find_vfm(name)
+    find_vfms(budget.vfm)
     if budget.report.is_dir():
         example = budget.report / "report.html"
         raise ConfigError(f"report is {budget.report}, a folder: expected a file such as {example}")

@@ -30,8 +30,8 @@ not within so many steps and gives no difference, because a number would only co
 For benchmarks, `reached_low` and `reached_high` are the 95 % interval of these steps over images, for these very runs.
 The images (pairs, where a pair counts as one) are resampled 1000 times; in each resample both models have the scores of
 the same images, and the level is the other's final score there. `inf` means that the level was not reached in more than
-2.5 % of the resamples; `resamples_reached` is the share in which it was. `share` divides the steps by the length of the
-other training.
+2.5 % of the resamples; `resamples_reached` is the share in which it was. Resamples in which a benchmark has no question
+are skipped, and counted in `resamples_skipped`. `share` divides the steps by the length of the other training.
 
 What this number is not: a measure of the final score. Look at the difference of final scores first. Of two runs with
 equal but noisy curves, the one whose last evaluation happened to be lower is reached early, so read both directions.
@@ -48,7 +48,7 @@ from typing import Any
 
 import pandas as pd
 
-from analyses.dynamics.benchmarks import ask_all, benchmarks_of, load_benchmark
+from analyses.dynamics.benchmarks import ask_all, benchmarks_of
 from analyses.dynamics.drawing import figures
 from analyses.dynamics.evaluation import Evaluation, TrainingPoint, measure
 from analyses.dynamics.options import Config
@@ -119,7 +119,7 @@ def run(config: Config, context: Context) -> Result:
 def _inputs(config: Config) -> dict[str, str]:
     """Return the identity of everything besides model and data that the numbers depend on: VFMs and benchmarks."""
     vfms = {} if config.only_benchmarks else vfm_inputs(config)
-    return vfms | {f"benchmark {spec}": load_benchmark(config, spec).fingerprint for spec in config.benchmarks}
+    return vfms | {f"benchmark {spec}": data.fingerprint for spec, data in config.benchmark_data.items()}
 
 
 def _layers(config: Config, mllm: MLLM, record: Mapping[str, Any]) -> list[int]:

@@ -18,10 +18,19 @@ from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.declaration import Context
 from workbench.benchmarks.answering import Decoding, answer_chunk
 from workbench.benchmarks.asking import Asking, ask
-from workbench.benchmarks.headline import Headline, headline, mean_of, number_of_images, resampled, units, weights_of
+from workbench.benchmarks.headline import (
+    Headline,
+    headline,
+    mean_of,
+    number_of_images,
+    resampled,
+    units,
+    weighted,
+    weights_of,
+)
 from workbench.benchmarks.scorers import scorers_of
 from workbench.benchmarks.tables import judged, scores
-from workbench.data import Dataset, Sample, load_data
+from workbench.data import Dataset, Sample
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.errors import ConfigError
 
@@ -41,26 +50,25 @@ class Benchmark:
         return self.asking.benchmark.split()[0] if self.asking.benchmark else self.data.name
 
     @property
+    def labels(self) -> str:
+        """The version of a benchmark's labels, "" for any other data set."""
+        return self.data.version if isinstance(self.data, BenchmarkDataset) else ""
+
+    @property
     def record(self) -> dict[str, Any]:
         """What the record of a run says about it."""
-        labels = {"labels": self.data.version} if isinstance(self.data, BenchmarkDataset) else {}
+        labels = {"labels": self.labels} if self.labels else {}
         return {"data": self.data.name, "fingerprint": self.data.fingerprint, **self.asking.record, **labels}
 
 
-def load_benchmark(config: Config, spec: str) -> Dataset:
-    """Load one of the benchmarks of a config."""
-    return load_data(spec, limit=config.benchmark_limit, seed=config.data_seed)
-
-
 def benchmarks_of(config: Config, context: Context) -> list[Benchmark]:
-    """Load the benchmarks of a config, and word their questions.
+    """Return the benchmarks of a config, with their questions worded.
 
     Raises:
         ConfigError: one of them does not have the scorer.
     """
     benchmarks = []
-    for spec in config.benchmarks:
-        data = load_benchmark(config, spec)
+    for data in config.benchmark_data.values():
         asking = ask(config, context.mllm, data)
         first = next(iter(asking.originals.values()))
         known = ["sum", "mean"] if config.decoding == "likelihood" else list(scorers_of(asking.benchmark, first))
@@ -97,7 +105,12 @@ def ask_all(benchmarks: list[Benchmark], point: TrainingPoint) -> dict[str, pd.D
         of_all = judged(answers)
         of_scorer = of_all[of_all["scorer"] == config.scorer]
         headlines.append(
-            headline(table[table["scorer"] == config.scorer], benchmark.asking.benchmark, benchmark.data.name)
+            headline(
+                table[table["scorer"] == config.scorer],
+                benchmark.asking.benchmark,
+                benchmark.data.name,
+                benchmark.labels,
+            )
         )
         all_scores.append(table.assign(data=benchmark.data.name))
         all_answers.append(of_scorer.assign(data=benchmark.data.name))
@@ -106,7 +119,7 @@ def ask_all(benchmarks: list[Benchmark], point: TrainingPoint) -> dict[str, pd.D
     drawn = resampled(values, [point.step], draws=DRAWS, seed=config.seed)[:, 0]
     rows, means = [], _means(benchmarks, headlines)
     for name, weights in means.items():
-        spread = drawn @ weights
+        spread = weighted(drawn, weights)
         single = (weights == 1).any()
         images = number_of_images(values[values["data"].isin(np.flatnonzero(weights))])
         mean = mean_of(headlines, weights, spread[np.isfinite(spread)], images)

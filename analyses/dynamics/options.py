@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
 from workbench.benchmarks.asking import QuestionOptions
+from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError
 
 ACCURACY, CKNNA, DROP, BENCHMARK = "accuracy", "CKNNA", "drop in accuracy", "benchmark"
@@ -45,6 +47,11 @@ class Config(QuestionOptions):
     """Tokens at which a generated answer is cut."""
     only_benchmarks: bool = False
     """Ask the benchmarks and leave out the questions about --data, permutation and alignment."""
+
+    @cached_property
+    def benchmark_data(self) -> dict[str, Dataset]:
+        """{spec: data set} of the benchmarks, loaded once for the key of a run and for all models."""
+        return {spec: load_data(spec, limit=self.benchmark_limit, seed=self.data_seed) for spec in self.benchmarks}
 
     def __post_init__(self) -> None:
         super().__post_init__()

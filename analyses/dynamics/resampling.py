@@ -13,11 +13,21 @@ from jaxtyping import Float
 from analyses.dynamics.benchmarks import DRAWS
 from analyses.dynamics.comparison import groups, question_of
 from analyses.dynamics.options import BENCHMARK
-from workbench.benchmarks.headline import resampled
+from workbench.benchmarks.headline import resampled, weighted
 from workbench.runs import Run
 from workbench.stats import steps_reached
 
-COLUMNS = ("model", "other", "measure", "of", "others_steps", "reached_low", "reached_high", "resamples_reached")
+COLUMNS = (
+    "model",
+    "other",
+    "measure",
+    "of",
+    "others_steps",
+    "reached_low",
+    "reached_high",
+    "resamples_reached",
+    "resamples_skipped",
+)
 
 
 def reached_over_images(runs: Mapping[str, Run]) -> pd.DataFrame:
@@ -28,8 +38,9 @@ def reached_over_images(runs: Mapping[str, Run]) -> pd.DataFrame:
     the 97.5 % quantile of the resamples; it ends at infinity if the level is not reached in more than 2.5 % of them.
 
     Returns:
-        Columns model, other, measure, of, others_steps (length of the other training), reached_low, reached_high, and
-        resamples_reached (share of the resamples in which all seeds reach the level).
+        Columns model, other, measure, of, others_steps (length of the other training), reached_low, reached_high,
+        resamples_reached (share of the resamples in which all seeds reach the level), and resamples_skipped (number of
+        resamples in which a score is not defined; the rest count). All are NaN if no resample is left.
     """
     rows: list[dict[str, Any]] = []
     for (name, seeds), (other, others) in permutations(groups(runs).items(), 2):
@@ -38,7 +49,8 @@ def reached_over_images(runs: Mapping[str, Run]) -> pd.DataFrame:
         names = [of for of in (drawn[0][0] if drawn else ()) if all(of in of_one for pair in drawn for of_one in pair)]
         for of in names:
             bounds = np.mean([_reached(mine[of], theirs[of]) for mine, theirs in drawn], axis=0)
-            earliest, latest = bounds[:, ~np.isnan(bounds).any(axis=0)]
+            defined = ~np.isnan(bounds).any(axis=0)
+            earliest, latest = bounds[:, defined] if defined.any() else np.full((2, 1), np.nan)
             rows.append(
                 {
                     "model": name,
@@ -48,7 +60,8 @@ def reached_over_images(runs: Mapping[str, Run]) -> pd.DataFrame:
                     "others_steps": drawn[0][1][of][0][-1],
                     "reached_low": float(np.quantile(earliest, 0.025, method="lower")),
                     "reached_high": float(np.quantile(latest, 0.975, method="higher")),
-                    "resamples_reached": float(np.isfinite(latest).mean()),
+                    "resamples_reached": float(np.isfinite(latest).mean()) if defined.any() else np.nan,
+                    "resamples_skipped": int((~defined).sum()),
                 }
             )
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -67,7 +80,7 @@ def _curves(run: Run) -> dict[str, Curve]:
     drawn = resampled(values, steps, draws=DRAWS, seed=int(run.record["config"]["seed"]))
     of_last = weights[weights["step"] == steps[-1]]
     return {
-        str(of): (np.array(steps, dtype=float), drawn @ rows.sort_values("data")["weight"].to_numpy())
+        str(of): (np.array(steps, dtype=float), weighted(drawn, rows.sort_values("data")["weight"].to_numpy()))
         for of, rows in of_last.groupby("of", sort=False)
     }
 

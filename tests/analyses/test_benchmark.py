@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ import pytest
 
 from analyses.benchmark import ANALYSIS
 from tests.conftest import refused, run
-from workbench.data import load_data
-from workbench.runs import load
+from workbench.benchmarks.tables import answer_row, scores
+from workbench.data import Sample, load_data
+from workbench.runs import Run, load
 
 IMAGES = 6
 
@@ -30,6 +32,53 @@ def pope(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("random", "popular"):
         (folder / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, rows)))
     return folder
+
+
+def asked(
+    prompt: str, said: str, *, likelihood: bool = False, labels: str = "the authors' labels, unknown copy"
+) -> Run:
+    """A run on twelve questions of POPE, all with the same answer."""
+    nothing: Any = None
+    scored = {"logprobs": "[-1.0, -2.0]", "tokens": "[1, 3]"} if likelihood else {}
+    rows = [
+        answer_row(
+            "pope",
+            Sample(f"{n}", f"image {n}", nothing, "?", ("yes", "no")[n % 2], ("yes", "no"), "random"),
+            "image",
+            said,
+            prompt=prompt,
+            **scored,
+        )
+        for n in range(12)
+    ]
+    answers = pd.DataFrame(rows)
+    record: Any = {"analysis": "benchmark", "label": said, "config": {}, "prompt": prompt, "labels": labels}
+    return Run("key", record, {"answers": answers, "scores": scores(answers, seed=0)})
+
+
+def test_likelihoods_are_drawn_by_category() -> None:
+    figures = ANALYSIS.figures({"a": asked("plain", "yes", likelihood=True)})
+    assert list(figures) == ["Accuracy by category by likelihood (image)", "Accuracy of all questions by scorer"]
+    (points, *_) = figures["Accuracy by category by likelihood (image)"].data
+    assert list(points.y) == [0.5]
+    by_scorer = figures["Accuracy of all questions by scorer"].data[0]
+    assert dict(zip(by_scorer.text, by_scorer.y, strict=True)) == {"sum": 0.5, "mean": 0.5}
+
+
+def test_prompts_and_labels_of_others_are_named_in_figures_and_summary() -> None:
+    runs = {"a": asked("plain", "Yes"), "b": asked("llava", "No", labels="RePOPE's labels, unknown copy")}
+    title = "Accuracy by category (image), RePOPE's labels and the authors' labels"
+    figure = ANALYSIS.figures(runs)[title]
+    assert [trace.name for trace in figure.data[:2]] == ["a, prompt plain", "b, prompt llava"]
+    table = ANALYSIS.summary(runs)
+    assert table.groupby("model")["prompt"].unique().str.join("").to_dict() == {"a": "plain", "b": "llava"}
+    assert table["difference"].isna().all()
+    old = asked("plain", "No")  # stored before answers had the column
+    old = Run("key", old.record, {name: of.drop(columns="prompt") for name, of in old.tables.items()})
+    table = ANALYSIS.summary({"a": asked("plain", "Yes"), "old": old})
+    rows = table[(table["model"] == "old") & (table["measure"] == "accuracy") & (table["scorer"] == "own")]
+    assert (rows["prompt"] == "plain").all()
+    assert rows["difference"].notna().all()
 
 
 @pytest.mark.slow

@@ -278,6 +278,39 @@ def test_steps_over_images_are_averaged_over_the_seeds_of_both() -> None:
     assert (row["reached_low"], row["reached_high"]) == (0, 200)
 
 
+def test_resamples_without_a_question_are_skipped_and_counted() -> None:
+    """Two data sets of one image each: half of the resamples have one of them twice, and the other one not at all."""
+    runs_of = {"base": asked("base", SLOW, images=1), "viral": asked("viral", FAST, images=1)}
+    for one in runs_of.values():
+        units, weights = one.tables["benchmark_units"], one.tables["benchmark_weights"]
+        other = units.assign(data=1, cluster="j")
+        one.tables["benchmark_units"] = pd.concat([units, other], ignore_index=True)
+        one.tables["benchmark_weights"] = pd.concat(
+            [weights.assign(data=data, weight=0.5) for data in (0, 1)], ignore_index=True
+        )
+    row = reached_over_images(runs_of).set_index("model").loc["viral"]
+    assert (row["reached_low"], row["reached_high"]) == pytest.approx((500, 500))
+    assert 400 < row["resamples_skipped"] < 600
+    for one in runs_of.values():
+        units = one.tables["benchmark_units"]
+        one.tables["benchmark_units"] = units.assign(value=np.nan)
+    row = reached_over_images(runs_of).set_index("model").loc["viral"]
+    assert row[["reached_low", "reached_high", "resamples_reached"]].isna().all()
+    assert row["resamples_skipped"] == 1000
+
+
+def test_a_benchmark_is_loaded_once_for_all_models(tmp_path: Path) -> None:
+    file = tmp_path / "coco_pope_random.json"
+    load_data("shapes:val", limit=1)[0].image.save(tmp_path / "0.png")
+    file.write_text(json.dumps({"question_id": 0, "image": "0.png", "text": "Is there a cat?", "label": "no"}))
+    config = Config(benchmarks=(f"pope:{tmp_path}",), only_benchmarks=True)
+    identity = ANALYSIS.uses(config)
+    assert list(identity) == [f"benchmark pope:{tmp_path}"]
+    file.unlink()  # what is loaded again now is missed
+    assert ANALYSIS.uses(config) == identity
+    assert len(config.benchmark_data[f"pope:{tmp_path}"]) == 1
+
+
 def test_benchmarks_asked_in_another_way_are_not_compared() -> None:
     one, other = asked("base", SLOW), asked("viral", FAST)
     other.record["benchmarks"] = [{"data": "pope:X", "prompt": "plain"}]

@@ -51,6 +51,8 @@ def test_a_single_run_has_its_interval_over_images_and_no_interval_of_the_differ
 def test_equal_scores_of_several_runs_have_the_interval_of_their_questions() -> None:
     (row, *_) = by_scorer("pope", "pope", "greedy", {"baseline": [table(10)] * 3, "viral": [table(10)] * 3})
     assert row[4] != "0.500 [0.000, 1.000]"
+    low, high = (float(bound) for bound in row[6].split("[")[1].rstrip("]").split(","))
+    assert -0.6 < low < 0 < high < 0.6
 
 
 @pytest.mark.slow

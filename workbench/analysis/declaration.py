@@ -23,7 +23,7 @@ from workbench.models import label_of
 from workbench.options import check_ranges
 from workbench.progress import progress_bar
 from workbench.runs import Run
-from workbench.vfm import OWN, find_vfm
+from workbench.vfm import find_vfms
 
 T = TypeVar("T")
 
@@ -153,7 +153,7 @@ def vfm_inputs(config: Any) -> dict[str, str]:
 
     Other weights under the name of a VFM then make another run. The model's own encoder belongs to the model's key.
     """
-    return {f"vfm {name}": find_vfm(name).identity() for name in config.vfm if name != OWN}
+    return {f"vfm {name}": entry.identity() for name, entry in find_vfms(config.vfm).items()}
 
 
 Figures = Callable[[Mapping[str, Run]], dict[str, go.Figure]]

@@ -21,6 +21,7 @@ from workbench.errors import UnknownNameError
 from workbench.mllm.texts import ModelTexts
 from workbench.scoring.questions import questions_of
 
+PUNCTUATION = ".,:;?!'\"()"
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +33,7 @@ class PromptOptions(DataOptions):
 
     prompt: Literal["auto", "plain", "llava", "lmms", "paper"] = "auto"
     """Text around a question: none (plain), or that of LLaVA-1.5, lmms-eval or the paper's scripts. auto is llava for a
-    benchmark and plain for any other data set, or if the model does not know the words of llava."""
+    benchmark and plain for any other data set, or if the model does not know the words that llava adds."""
 
 
 @dataclass(frozen=True)
@@ -141,15 +142,17 @@ def ask(config: PromptOptions, model: ModelTexts, data: Dataset, *, types: Seque
     scenes = questions_of(data.scenes, types=types, each=each)
     benchmark = data.benchmark if isinstance(data, BenchmarkDataset) else ""
     texts = data.prompts if isinstance(data, BenchmarkDataset) else {}
-    styles = [config.prompt]
-    if config.prompt == "auto":
-        styles = ["llava", "plain"] if benchmark else ["plain"]
-    for style in styles:
-        asking = Asking(benchmark, style, scenes, texts)
-        strange = _strange_words(model, asking)
-        if not strange:
-            break
-    left_out = []
+    style = config.prompt if config.prompt != "auto" else "llava" if benchmark else "plain"
+    asking, left_out = Asking(benchmark, style, scenes, texts), list[str]()
+    if config.prompt == "auto" and benchmark:
+        plain = replace(asking, style="plain")
+        if added := _added_words(model, asking, plain):
+            left_out.append(
+                f"prompt llava is left out: {model.name} does not know its words, such as {', '.join(added)[:100]};"
+                " the questions are asked plain"
+            )
+            asking = plain
+    strange = _strange_words(model, asking)
     if unscored := sum(sample.answer not in sample.options for sample in data):
         left_out.append(f"{unscored} of {len(data)} questions have no options with the answer among them: not asked")
     if strange:
@@ -161,6 +164,18 @@ def ask(config: PromptOptions, model: ModelTexts, data: Dataset, *, types: Seque
     for sentence in left_out:
         log.warning("%s", sentence)
     return replace(asking, left_out=left_out)
+
+
+def _added_words(model: ModelTexts, asking: Asking, plain: Asking) -> list[str]:
+    """Return the words that a prompt adds to the plain questions and that the model does not know.
+
+    Questions or options with unknown words have them in any prompt, so these do not count.
+    """
+    of_prompt, of_data = (
+        {word.strip(PUNCTUATION): None for words in _strange_words(model, asked) for word in words}
+        for asked in (asking, plain)
+    )
+    return [word for word in of_prompt if word not in of_data]
 
 
 def _strange_words(model: ModelTexts, asking: Asking) -> list[list[str]]:

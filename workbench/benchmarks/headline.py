@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from workbench.benchmarks.tables import ALL, by_question
+from workbench.benchmarks.tables import ALL, by_question, complete
 from workbench.data.mme import COGNITION, PERCEPTION
+from workbench.data.pope import is_repope
 from workbench.training_folder import MEAN
 
 HEADLINES: Mapping[str, tuple[str, str]] = {  # name of the benchmark: measure and category in `tables.scores`
@@ -47,14 +48,16 @@ class Headline:
     n_images: int
 
 
-def headline(scores: pd.DataFrame, benchmark: str, data: str) -> Headline:
+def headline(scores: pd.DataFrame, benchmark: str, data: str, labels: str = "") -> Headline:
     """Return a benchmark's score from the table of all its scores.
 
     Args:
         scores: `tables.scores` of one scorer and one thing shown.
         benchmark: its name, with that of the subset; "" if the data set is none.
         data: name of the data set, for one that is no benchmark.
+        labels: their version; the name of the score says if they are RePOPE's.
     """
+    name = "RePOPE" if is_repope(labels) else benchmark or data
     measure, category = HEADLINES.get(benchmark, ("accuracy", ALL))
     rows = scores[(scores["measure"] == measure) & (scores["category"] == category)]
     if rows.empty:
@@ -64,7 +67,7 @@ def headline(scores: pd.DataFrame, benchmark: str, data: str) -> Headline:
     if measure == "MME total":
         largest, words = LARGEST_OF_MME * int((scores["measure"] == "MME score").sum()), "share of the largest total"
     score, low, high, chance = (float(row[column]) / largest for column in ("score", "low", "high", "chance"))
-    return Headline(f"{benchmark or data}, {words}", score, low, high, chance, int(row["n"]), int(row["n_images"]))
+    return Headline(f"{name}, {words}", score, low, high, chance, int(row["n"]), int(row["n_images"]))
 
 
 def units(judged: pd.DataFrame) -> pd.DataFrame:
@@ -78,7 +81,7 @@ def units(judged: pd.DataFrame) -> pd.DataFrame:
     """
     benchmark = str(judged["benchmark"].iloc[0])
     if benchmark in ("mmvp", "mme"):
-        whole = judged[judged.groupby(["pair", "draw"])["id"].transform("size") == 2]
+        whole = complete(judged, "pair", 2)
         if len(whole):
             return _pairs(whole, benchmark)
     rows = by_question(judged)
@@ -159,6 +162,14 @@ def mean_of(
     )
 
 
+def weighted(
+    drawn: Float[np.ndarray, "*resample data"], weights: Float[np.ndarray, " data"]
+) -> Float[np.ndarray, "*resample"]:
+    """Return a weighted mean of data sets in each resample: NaN where one of them has no score; others do not count."""
+    counted = weights > 0
+    return np.asarray(drawn[..., counted] @ weights[counted])
+
+
 def resampled(
     values: pd.DataFrame, steps: Sequence[int], *, draws: int, seed: int
 ) -> Float[np.ndarray, "draw step data"]:
@@ -174,7 +185,7 @@ def resampled(
         seed: their seed.
 
     Returns:
-        NaN where a resample has no value of a stratum.
+        NaN where a resample has no value of a data set; one that has no value of a stratum has the mean of the others.
     """
     clusters, cluster = np.unique(values["cluster"].to_numpy(str), return_inverse=True)
     strata = values[["data", "stratum"]].drop_duplicates().sort_values(["data", "stratum"]).reset_index(drop=True)
@@ -189,4 +200,10 @@ def resampled(
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.tensordot(weights, sums, 1) / np.tensordot(weights, counts, 1)
     numbers = strata["data"].to_numpy()
-    return np.stack([means[..., numbers == number].mean(axis=-1) for number in np.unique(numbers)], axis=-1)
+    return np.stack([_mean_of_defined(means[..., numbers == number]) for number in np.unique(numbers)], axis=-1)
+
+
+def _mean_of_defined(values: Float[np.ndarray, "*resample stratum"]) -> Float[np.ndarray, "*resample"]:
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(defined, values, 0).sum(axis=-1) / defined.sum(axis=-1))

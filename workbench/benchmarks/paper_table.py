@@ -17,7 +17,7 @@ import pandas as pd
 
 from workbench.benchmarks.headline import HEADLINES
 from workbench.benchmarks.tables import ALL, by_question, judged
-from workbench.data.pope import pope_title
+from workbench.data.pope import is_repope
 from workbench.errors import ConfigError, UnknownNameError
 from workbench.intervals import mean_interval
 from workbench.runs import Run
@@ -92,7 +92,7 @@ def _title(run: Run, scorer: str) -> str:
     """Return the title of a benchmark's column, with what makes its scores another one's: labels, or categories."""
     benchmark = str(run.extra["benchmark"])
     if benchmark != "mme":
-        return TITLES[benchmark] if benchmark != "pope" else pope_title(str(run.extra["labels"]))
+        return "RePOPE" if is_repope(str(run.extra["labels"])) else TITLES[benchmark]
     table = run.tables["scores"]
     chosen = (table["shown"] == "image") & (table["scorer"] == scorer) & (table["measure"] == "MME score")
     return f"MME, sum of {int(chosen.sum())}"

@@ -10,7 +10,7 @@ exchanged (issues 14 and 30 of their repository); `labels=original` keeps them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -60,10 +60,10 @@ def mmvp(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         images = next((f for f in (images / "MMVP Images", images / "Images") if f.is_dir()), images)
     places = images_of_table(table, "image", path, images) if "image" in table.column_names else None
     texts = table.remove_columns("image") if places else table
+    indexes = _indexes(file, texts, columns["index"])
     rows = []
-    for number, row in enumerate(texts, start=1):
+    for number, (row, index) in enumerate(zip(texts, indexes, strict=True), start=1):
         where = f"{shown(file.name)} row {number}"
-        index = _index(where, row, columns["index"])
         image = places[number - 1] if places else f"{index}.jpg"
         choices = _options(where, text_cell(where, row, columns["options"]))
         label = text_cell(where, row, columns["answer"])
@@ -82,10 +82,25 @@ def _column(file: Path, table: Any, names: tuple[str, ...]) -> str:
     )
 
 
-def _index(where: str, row: Mapping[str, Any], column: str) -> int:
+def _indexes(file: Path, rows: Iterable[Mapping[str, Any]], column: str) -> list[int]:
+    """Return the number of each row as the authors count, from 1: labels are corrected and rows are paired by it.
+
+    Tables of others call it `index`, and count from 0 or from 1.
+    """
+    least = int(column != "index")
+    indexes = [
+        _index(f"{shown(file.name)} row {number}", row, column, least) for number, row in enumerate(rows, start=1)
+    ]
+    first = min(indexes, default=1)
+    if not least and first > 1:
+        raise DataError(f"{shown(file.name)} has {column} from {first}: expected all rows, with {column} from 0 or 1")
+    return indexes if least else [index + 1 - first for index in indexes]
+
+
+def _index(where: str, row: Mapping[str, Any], column: str, least: int) -> int:
     text = text_cell(where, row, column)
-    if not text.isdecimal() or int(text) < 1:
-        raise DataError(f"{where} has {column} {text[:40]!r}: expected a number from 1")
+    if not text.isdecimal() or int(text) < least:
+        raise DataError(f"{where} has {column} {text[:40]!r}: expected a number from {least}")
     return int(text)
 
 

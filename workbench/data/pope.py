@@ -79,9 +79,9 @@ def pope(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
     return benchmark_dataset(f"pope:{spec}", "pope", version, rows, images, choice)
 
 
-def pope_title(labels: str) -> str:
-    """Return how tables call POPE with some labels (`BenchmarkDataset.version`)."""
-    return "RePOPE" if labels.startswith(LABELS["repope"]) else "POPE"
+def is_repope(labels: str) -> bool:
+    """Return whether labels (`BenchmarkDataset.version`) are RePOPE's."""
+    return labels.startswith(LABELS["repope"])
 
 
 def _labels(named: str, files: Sequence[Path]) -> str:

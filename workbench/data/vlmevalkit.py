@@ -27,20 +27,16 @@ def benchmark_table(path: str, split: str) -> Any:
     if not isinstance(table, TextTable) or not {"index", "image", "question", "answer"} <= set(table.column_names):
         return table
     images = {str(row["index"]): row["image"] for row in table}
-    zero = "0" in images
-    return TextTable(
-        _row(f"{shown(path)} row {number}", row, images, zero) for number, row in enumerate(table, start=1)
-    )
+    return TextTable(_row(f"{shown(path)} row {number}", row, images) for number, row in enumerate(table, start=1))
 
 
-def _row(where: str, row: Mapping[str, Any], images: Mapping[str, Any], zero: bool) -> dict[str, Any]:
+def _row(where: str, row: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row with the columns that it lacks.
 
     Args:
         where: the row, in messages.
         row: the row.
         images: the cell `image` of each row, by index.
-        zero: whether the first index is 0.
     """
     image, index = row["image"], str(row["index"])
     if isinstance(image, str) and len(image) <= REFERENCE and image.isdecimal():
@@ -57,6 +53,4 @@ def _row(where: str, row: Mapping[str, Any], images: Mapping[str, Any], zero: bo
             ),
             "Correct Answer": row["answer"],
         }
-        if index.isdecimal():
-            more["Index"] = str(int(index) + zero)
     return {**more, **row, "image": image}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -43,10 +44,19 @@ def load_vfm(name: str, *, device: str = "cpu", teacher_norm: TeacherNorm = "own
     return VFM(find_vfm(name, teacher_norm=teacher_norm), device)
 
 
-def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own") -> VFMEntry:
+def find_vfms(names: Sequence[str]) -> dict[str, VFMEntry]:
+    """Return {name: entry} of the VFMs of an analysis, without the model's own encoder (OWN), as `find_vfm` does."""
+    return {name: find_vfm(name, also_known=(OWN,)) for name in names if name != OWN}
+
+
+def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own", also_known: Sequence[str] = ()) -> VFMEntry:
     """Return the entry that `name` means, without building the network; see `load_vfm`.
 
     An `hf:ID` is downloaded, because its architecture is in its config.json.
+
+    Args:
+        name, teacher_norm: as in `load_vfm`.
+        also_known: names that are no VFM, but valid where `name` comes from; a message lists them, too.
     """
     if teacher_norm not in get_args(TeacherNorm):
         raise UnknownNameError("teacher_norm", teacher_norm, get_args(TeacherNorm))
@@ -69,7 +79,7 @@ def find_vfm(name: str, *, teacher_norm: TeacherNorm = "own") -> VFMEntry:
         entry = _from_folder(name, str(folder))
     else:
         near = did_you_mean(name) if "/" in name and not name.startswith("hf:") else ""
-        raise UnknownNameError("VFM", name, CATALOGUE, also=f"hf:ID, timm:NAME or a folder{near}")
+        raise UnknownNameError("VFM", name, [*CATALOGUE, *also_known], also=f"hf:ID, timm:NAME or a folder{near}")
     return replace(entry, teacher_norm=teacher_norm)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -10,11 +11,13 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tokenizers import AddedToken
 
 from tests.tiny import build
 from workbench.analysis.chunks import Chunk
 from workbench.benchmarks.answering import Decoding, answer_chunk
 from workbench.benchmarks.asking import Asking, PromptOptions, ask
+from workbench.benchmarks.prompts import ONE_WORD
 from workbench.benchmarks.tables import judged
 from workbench.data import Dataset, Sample
 from workbench.data.benchmark_rows import BenchmarkDataset
@@ -67,7 +70,8 @@ def test_options_are_what_the_prompt_asks_for(mllm: MLLM) -> None:
 def test_a_model_is_asked_in_words_that_it_knows(mllm: MLLM) -> None:
     plain = ask(PromptOptions(), mllm, benchmark("pope", questions(("yes", "no"))))
     assert plain.style == "plain"  # it knows no word of LLaVA's prompt
-    assert plain.left_out == []
+    (sentence,) = plain.left_out
+    assert sentence.startswith("prompt llava is left out: ") and "does not know its words, such as Answer" in sentence
     forced = ask(PromptOptions(prompt="llava"), mllm, benchmark("pope", questions(("yes", "no"))))
     assert forced.style == "llava"
     (sentence,) = forced.left_out
@@ -79,6 +83,24 @@ def test_a_model_is_asked_in_words_that_it_knows(mllm: MLLM) -> None:
     assert left_out.startswith("1 of 7 questions have no options with the answer among them")
     with pytest.raises(ConfigError, match="prompt is lmms, which a data set that is no benchmark does not have"):
         ask(PromptOptions(prompt="lmms"), mllm, Dataset("plain", questions(), "x"))
+
+
+def test_unknown_words_of_the_data_alone_do_not_change_the_prompt(mllm: MLLM) -> None:
+    """A model that knows every word that LLaVA's prompt adds, and not those of some questions."""
+    knows = copy.copy(mllm)
+    knows.processor = copy.copy(mllm.processor)
+    knows.processor.tokenizer = copy.deepcopy(mllm.processor.tokenizer)
+    knows.processor.tokenizer.add_tokens(
+        [AddedToken(word, single_word=True) for word in [*ONE_WORD.split(), "Yes", "No"]]
+    )
+    odd = [*questions(("yes", "no")), Sample("6", "3", lambda: picture(3), "a zebra ?", "yes", ("yes", "no"))]
+    asking = ask(PromptOptions(), knows, benchmark("pope", odd))
+    assert asking.style == "llava"
+    (sentence,) = asking.left_out
+    assert sentence.startswith("1 of 7 questions have words that") and sentence.endswith("such as zebra")
+    asking = ask(PromptOptions(), mllm, benchmark("pope", odd))
+    assert asking.style == "plain"
+    assert [sentence.split()[0] for sentence in asking.left_out] == ["prompt", "1"]
 
 
 def test_rotated_questions_have_each_option_at_each_place(mllm: MLLM) -> None:

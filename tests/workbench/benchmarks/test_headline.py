@@ -8,7 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workbench.benchmarks.headline import Headline, headline, mean_of, number_of_images, resampled, units, weights_of
+from workbench.benchmarks.headline import (
+    Headline,
+    headline,
+    mean_of,
+    number_of_images,
+    resampled,
+    units,
+    weighted,
+    weights_of,
+)
 from workbench.benchmarks.tables import answer_row, judged, scores
 from workbench.data.base import Sample
 
@@ -159,3 +168,25 @@ def test_two_models_have_the_same_resamples() -> None:
     one, other = (resampled(table, [0, 10], draws=50, seed=3) for table in (values, better))
     assert np.allclose(other - one, 0.25)
     assert not np.allclose(resampled(values, [0, 10], draws=50, seed=4), one)
+
+
+def test_a_data_set_that_does_not_count_is_not_needed() -> None:
+    drawn = np.array([[0.5, np.nan], [np.nan, 0.5], [0.5, 0.7]])
+    assert np.array_equal(weighted(drawn, np.array([1.0, 0.0])), [0.5, np.nan, 0.5], equal_nan=True)
+    assert np.array_equal(weighted(drawn, np.array([0.5, 0.5])), [np.nan, np.nan, 0.6], equal_nan=True)
+
+
+def test_a_resample_without_one_category_has_the_mean_of_the_others() -> None:
+    """Three categories with one image each: of 300 resamples, hardly one in four has them all."""
+    rows = [
+        {"data": 0, "stratum": name, "cluster": name, "step": 0, "value": value}
+        for name, value in (("a", 0.0), ("b", 0.5), ("c", 1.0))
+    ]
+    drawn = resampled(pd.DataFrame(rows), [0], draws=300, seed=0)
+    assert np.isfinite(drawn).all()
+    assert set(np.round(drawn.ravel(), 6)) == {0, 0.25, 0.5, 0.75, 1}
+
+
+def test_the_labels_of_repope_are_part_of_the_name() -> None:
+    table = scores(_answers("pope"), seed=0).query("scorer == 'own'")
+    assert headline(table, "pope", "", "RePOPE's labels, unknown copy").name == "RePOPE, random and popular"

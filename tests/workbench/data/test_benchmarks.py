@@ -86,6 +86,22 @@ def test_pope_splits_share_their_images(tmp_path: Path) -> None:
     assert loaded(f"pope:{folder}", limit=1).counts == {"random": 4, "popular": 4}
 
 
+def test_the_labels_of_repope_are_named(tmp_path: Path) -> None:
+    """By a file, by its folder, or by the spec; a folder further up says nothing."""
+    (tmp_path / "pope_and_repope" / "data").mkdir(parents=True)
+    far = pope_folder(tmp_path / "pope_and_repope" / "data" / "pope")
+    assert loaded(f"pope:{far}").version == "the authors' labels, unknown copy"
+    assert loaded(f"pope:{far}?labels=repope").version == "RePOPE's labels, unknown copy"
+    near = pope_folder(tmp_path / "RePOPE")
+    assert loaded(f"pope:{near}").version == "RePOPE's labels, unknown copy"
+    assert loaded(f"pope:{near}?labels=authors").version == "the authors' labels, unknown copy"
+    assert loaded(f"pope:{near}").fingerprint != loaded(f"pope:{near}?labels=authors").fingerprint
+    (far / "coco_pope_random.json").rename(far / "coco_repope_random.json")
+    assert loaded(f"pope:{far}?split=random").version == "RePOPE's labels, unknown copy"
+    with pytest.raises(UnknownNameError, match=r"unknown labels of pope 'repop'.*did you mean 'repope'"):
+        loaded(f"pope:{near}?labels=repop")
+
+
 def test_pope_as_a_table_has_splits_as_categories(tmp_path: Path) -> None:
     rows = [
         {"question_id": f"{n}", "question": f"Is there a dog {n}?", "answer": answer, "image": stored(n % 2)}
@@ -204,6 +220,23 @@ def test_mmvp_labels_are_corrected_by_index(tmp_path: Path, index: str) -> None:
     ]
     already = loaded(f"mmvp:{parquet(tmp_path / 'train.parquet', rows)}")
     assert [sample.answer for sample in already] == ["Closed", "Open"]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_mmvp_of_vlmevalkit_counts_from_0_or_1(tmp_path: Path, first: int) -> None:
+    """Rows 99 and 100 have exchanged labels, wherever the file begins to count; pairs are (1, 2), (3, 4), ..."""
+    cells = [
+        [n + first, base64.b64encode(png(n)).decode(), "Is it open?", "Open", "Closed", "AB"[n % 2]] for n in range(100)
+    ]
+    table = pd.DataFrame(cells, columns=["index", "image", "question", "A", "B", "answer"])
+    table.to_csv(tmp_path / "MMVP.tsv", sep="\t", index=False)
+    data = loaded(f"mmvp:{tmp_path / 'MMVP.tsv'}")
+    assert [sample.answer for sample in list(data)[:4]] == ["Open", "Closed", "Open", "Closed"]
+    assert [(sample.id, sample.answer) for sample in list(data)[98:]] == [("99", "Closed"), ("100", "Open")]
+    assert [sample.pair for sample in data] == [str(n // 2) for n in range(100)]
+    table[50:].to_csv(tmp_path / "part.tsv", sep="\t", index=False)
+    with pytest.raises(DataError, match=rf"part.tsv has index from {50 + first}: expected all rows, with index from 0"):
+        loaded(f"mmvp:{tmp_path / 'part.tsv'}")
 
 
 def test_what_is_wrong_with_mmvp_is_one_sentence(tmp_path: Path) -> None:

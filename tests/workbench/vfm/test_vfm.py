@@ -50,7 +50,7 @@ from trainer.setups.packed_features import vfm_features
 from trainer.targets.vfm_targets import load_vfms, vfm_record
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WeightsError, WorkbenchError
-from workbench.vfm import CATALOGUE, VFM, find_vfm, hf_models, load_vfm, timm_models
+from workbench.vfm import CATALOGUE, VFM, find_vfm, find_vfms, hf_models, load_vfm, timm_models
 from workbench.vfm.__main__ import main
 from workbench.vfm.base import CLIP, IMAGENET, Network
 from workbench.weights.catalogue import CATALOGUE as WEIGHTS
@@ -662,3 +662,12 @@ def test_the_command_prints_the_catalogue(capsys: pytest.CaptureFixture[str]) ->
     assert "the weights are not downloaded yet" in shown
     with pytest.raises(UnknownNameError, match="did you mean 'sam-base'"):
         main(["sam-bse"])
+
+
+def test_a_mistyped_own_is_known_where_it_is_valid() -> None:
+    assert list(find_vfms(["own", "dinov2-small"])) == ["dinov2-small"]
+    with pytest.raises(UnknownNameError, match=r"unknown VFM 'oen': .*did you mean 'own'"):
+        find_vfms(["oen"])
+    with pytest.raises(UnknownNameError) as caught:  # a training cannot align with it by this name
+        find_vfm("oen")
+    assert "own" not in str(caught.value).replace("unknown", "")
