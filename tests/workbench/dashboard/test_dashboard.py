@@ -112,8 +112,6 @@ def test_a_chart_is_saved_for_a_paper_with_its_caption_and_script(
     caption, script = (block.value for block in app.code[-2:])
     assert words in caption
     assert "read_csv" in script
-    app.segmented_control(key="paper-width").set_value(2).run()
-    assert "'width': 648" in app.code[-1].value
 
 
 # --- what the pages show --------------------------------------------------------------------------
@@ -395,3 +393,36 @@ def test_in_a_real_browser(two: Path) -> None:
         assert not errors
         assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
         browser.close()
+
+
+@pytest.mark.browser
+def test_a_chart_is_downloaded_in_every_form(two: Path, tmp_path: Path) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    chromium = chromium_or_skip()
+    with serve(two) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        page.goto(f"{address}/layers")
+        page.locator(".st-key-save-score-cknna button").first.click(timeout=60_000)
+        dialog = page.get_by_role("dialog")
+        expect(dialog.get_by_text("one training each (baseline seed 0, viral seed 0)")).to_be_visible(timeout=60_000)
+        dialog.get_by_text("Both columns").click()
+        expect(dialog.get_by_text("'width': 648")).to_be_visible(timeout=60_000)
+        saved = {}
+        for name in ("SVG", "PDF", "PNG", "CSV", "LaTeX table", "Caption", "Python"):
+            with page.expect_download(timeout=60_000) as download:
+                dialog.get_by_role("button", name=name, exact=True).click()
+            saved[name] = Path(download.value.path()).read_bytes()
+            assert download.value.suggested_filename.startswith("cknna-with-dinov2-small-by-layer.")
+        browser.close()
+    assert b'width="648"' in saved["SVG"][:300]
+    assert saved["PDF"].startswith(b"%PDF")
+    assert saved["PNG"].startswith(b"\x89PNG")
+    stored = pd.concat([pd.read_parquet(file) for file in two.glob("cknna-*/scores.parquet")])
+    csv = tmp_path / "points.csv"
+    csv.write_bytes(saved["CSV"])
+    points = pd.read_csv(csv)
+    points = points[points["curve"] != "chance"]
+    for drawn, column in (("y", "score"), ("low", "low"), ("high", "high")):
+        assert sorted(points[drawn]) == pytest.approx(sorted(stored[column]), abs=1e-15)
