@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import streamlit as st
 
 from workbench import figures, runs
 from workbench.analysis.discover import load_analysis
-from workbench.dashboard import scene, tokens_views
-from workbench.dashboard.site import Site, cached, choice, plain
+from workbench.dashboard import again, asking, engine, tokens_views, viewer
+from workbench.dashboard.asking import Asked
+from workbench.dashboard.engine import Engine
+from workbench.dashboard.site import Site, cached, choice, choices, plain
+from workbench.data import named_objects
+from workbench.errors import WorkbenchError
+from workbench.looking import Alignment, Look, aligned_with, vfm_patches
+from workbench.overview.answers import read_answers
 from workbench.runs import Run
+from workbench.vfm import CATALOGUE
+from workbench.weights.fetch import available_without_hub
 
 VIEWS = {
-    "scene": "One image and question",
+    "look": "One image and question",
     "maps": "Maps of stored images",
     "umap": "UMAP of tokens",
     "attention": "Attention maps",
@@ -21,14 +29,15 @@ VIEWS = {
 }
 STORED = {"maps": "tokens", "umap": "tokens", "attention": "attention", "words": "logit_lens"}
 DRAWN = {"attention": ("Attention over the image",), "words": ("Words over image",)}
+TRAIN = "Train one with `python -m trainer shapes_viral`, or run `viral demo`."
 
 
 def page(site: Site) -> None:
     """Draw one of the views."""
     st.title("What happens with this image and this question?")
-    view = choice("view", list(VIEWS), "scene", "View", format_func=VIEWS.__getitem__, label_visibility="collapsed")
-    if view == "scene":
-        scene.page(site)
+    view = choice("view", list(VIEWS), "look", "View", format_func=VIEWS.__getitem__, label_visibility="collapsed")
+    if view == "look":
+        _look(site)
         return
     lists = site.stored.of(STORED[view], site.chosen)
     if not lists:
@@ -55,3 +64,179 @@ def _figures(analysis: str, titles: tuple[str, ...], compared: Mapping[str, Run]
         if title.startswith(titles):
             st.subheader(plain(title))
             st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=title)
+
+
+# --- one image and question -----------------------------------------------------------------------
+
+
+def _look(site: Site) -> None:
+    """Draw the choice of models, image and question, and what the models do with them."""
+    finished = [key for key in site.chosen if site.models.by_key[key].state == "finished"]
+    if not finished:
+        st.info(f"No finished model is chosen. {TRAIN}")
+        return
+    pair = [model.key for model in site.pair.shared[0]] if site.pair else []
+    two = [key for key in pair if key in finished] or finished[:2]
+    left, right = st.columns([3, 2])
+    with left:
+        keys = choices("em", finished, two, "Models side by side", most=2)
+    with right:
+        vfm = _vfm_choice(site, two)
+    if not keys:
+        st.info("Choose one or two models.")
+        return
+    asked = asking.choose(site, keys)
+    answers = st.container(horizontal=True)
+    ready: dict[str, tuple[Engine, Look]] = {}
+    for key in keys:
+        try:
+            with st.spinner(f"Asking {key}"):
+                model = engine.engine_of(site, key)
+                ready[key] = model, engine.seen_by(model, asked.image, asked.pixels, asked.sample)
+        except WorkbenchError as error:
+            st.warning(f"{plain(key)} cannot be asked: {plain(error)}")
+            _stored_answer(site, key, asked)
+    if not ready:
+        return
+    with answers:
+        for key, (model, seen) in ready.items():
+            _answer(key, model, seen, asked)
+    _right_answer(asked)
+    _inside(site, ready, asked, vfm)
+
+
+def _vfm_choice(site: Site, keys: Sequence[str]) -> str:
+    """Draw the choice among VFMs on this machine; at first, the one that a model is aligned with."""
+    here = [name for name in CATALOGUE if available_without_hub(CATALOGUE.get(name).weights)]
+    aligned = [name for key in keys for name in site.models.by_key[key].vfms if name in here]
+    if not here:
+        return ""
+    return choice("v", here, (aligned or here)[0], "Vision foundation model", listed=True)
+
+
+def _answer(key: str, model: Engine, seen: Look, asked: Asked) -> None:
+    """Draw a model's answer with the probabilities of the options."""
+    sample = asked.sample
+    with st.container(border=True):
+        verdict = ""
+        if sample.answer:
+            right = seen.answer == sample.answer
+            verdict = ":green[✓ right]" if right else ":red[✗ wrong]"
+        answer = plain(seen.answer) or "(empty)"
+        st.markdown(f"{plain(key)}: **{answer}** {verdict}{' (cut)' if seen.cut else ''}")
+        if seen.options:
+            ranked = sorted(seen.options.items(), key=lambda item: -item[1])
+            shares = " · ".join(f"{plain(option)} {share:.2f}" for option, share in ranked[:6])
+            more = f" · and {len(ranked) - 6} more" if len(ranked) > 6 else ""
+            st.caption(f"Probability among the {len(ranked)} options: {shares}{more}")
+        if unknown := unknown_words(model, sample.question):
+            st.caption(
+                f"{plain(key)} does not know {plain(', '.join(unknown))}: each is read as one and the same token."
+            )
+
+
+def unknown_words(model: Engine, question: str) -> list[str]:
+    """Return the words of a question for which the model's tokenizer has no token."""
+    tokenizer = model.mllm.processor.tokenizer
+    if tokenizer.unk_token_id is None:
+        return []
+    return [
+        word
+        for word in dict.fromkeys(question.split())
+        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+    ]
+
+
+def _stored_answer(site: Site, key: str, asked: Asked) -> None:
+    """Draw the answer that a model's training stored, where it cannot be asked."""
+    if not asked.stored:
+        return
+    try:
+        table = read_answers(site.models.by_key[key])
+    except WorkbenchError as error:
+        st.caption(plain(error))
+        return
+    rows = table[table["id"] == asked.sample.id]
+    if rows.empty or "given" not in rows:
+        st.caption(plain(f"No answer of {key} to this question is stored."))
+        return
+    row = rows.iloc[0]
+    verdict = ":green[✓ right]" if row["correct"] else ":red[✗ wrong]"
+    chance = f", p of the right answer {row['p_right']:.2f}" if "p_right" in row else ""
+    st.markdown(f"{plain(key)}, as stored when its training ended: **{plain(row['given'])}** {verdict}{chance}")
+
+
+def _right_answer(asked: Asked) -> None:
+    sample = asked.sample
+    if sample.answer:
+        st.caption(
+            f"{plain(sample.question)} Right answer: **{plain(sample.answer)}** · chance {sample.chance:.0%} · one"
+            " question, so no interval: an example, not a measurement"
+        )
+    else:
+        st.caption(f"{plain(sample.question)} No right answer is known. An example, not a measurement.")
+
+
+# --- inside the models ----------------------------------------------------------------------------
+
+
+@st.fragment
+def _inside(site: Site, ready: Mapping[str, tuple[Engine, Look]], asked: Asked, vfm: str) -> None:
+    """Draw the viewer, keep what is chosen in it in the address, and let the question be asked again."""
+    key = "viewer"
+    chosen = dict((st.session_state.get(key) or {}).get("chosen") or {})
+    if chosen:
+        start = st.session_state.get("viewer-start", {})
+    else:  # just opened
+        start = {name: st.query_params[name] for name in viewer.STATE if name in st.query_params}
+        st.session_state["viewer-start"] = start
+    seen = [one for _, one in ready.values()]
+    now = start | chosen
+    patch, row = _numbers(now, seen[0])
+    objects = list(named_objects(asked.sample, 2) or named_objects(asked.sample, 1))
+    data = viewer.shared(asked.image, objects, _first_layer(site, ready), start)
+    features = _patches(vfm, asked, seen[0]) if vfm else None
+    panels = []
+    for name, (model, one) in ready.items():
+        aligned = _alignment(model.mllm.fingerprint, vfm, asked.pixels, one, asked) if vfm else None
+        panels.append(viewer.panel_of(name, site.colors.get(name, ""), one, objects, aligned, (patch, row)))
+    colors, basis = viewer.colors_of(seen)
+    data["panels"] = [panel | {"pca": rgb} for panel, rgb in zip(panels, colors, strict=True)]
+    data["basis"] = basis
+    data["vfm"] = viewer.panel_of_vfm(vfm, features, seen[0].place) if features is not None else None
+    result = viewer.viewer(data, key)
+    state = {name: str(result[name]) for name in viewer.STATE if name in result}
+    if any(st.query_params.get(name) != value for name, value in state.items()):
+        st.query_params.update(state)
+    again.draw(
+        {name: model for name, (model, _) in ready.items()}, dict(zip(ready, seen, strict=True)), asked, now | state
+    )
+
+
+def _numbers(now: Mapping[str, str], seen: Look) -> tuple[int, int]:
+    """Return the number of the chosen patch, and of the chosen row of attention."""
+    rows, columns = seen.grid
+    place = again.patches_of(now.get("p", ""), seen.grid)
+    first = place[:2] if place else (rows // 2, columns // 2)
+    row = now.get("t", "0")
+    return first[0] * columns + first[1], int(row) if row.isdigit() else 0
+
+
+def _first_layer(site: Site, ready: Mapping[str, tuple[Engine, Look]]) -> int:
+    """Return the layer to show first: the one that is aligned, else the middle one."""
+    aligned = [layer for key in ready for layer in site.models.by_key[key].layers]
+    return aligned[0] if aligned else len(next(iter(ready.values()))[1].hidden) // 2
+
+
+@cached
+def _features(vfm: str, pixels: bytes, place: tuple[object, ...], _asked: Asked, _seen: Look):  # type: ignore[no-untyped-def]
+    return vfm_patches(engine.vfm_named(vfm), _asked.image, _seen.place)
+
+
+def _patches(vfm: str, asked: Asked, seen: Look):  # type: ignore[no-untyped-def]
+    return _features(vfm, asked.pixels, (seen.grid, seen.place.box), asked, seen)
+
+
+@cached
+def _alignment(model: str, vfm: str, pixels: bytes, _seen: Look, _asked: Asked) -> Alignment | str:
+    return aligned_with(_seen, _patches(vfm, _asked, _seen))

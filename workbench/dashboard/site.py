@@ -143,6 +143,15 @@ def choice(key: str, options: Sequence[str], default: str, label: str, *, listed
     return chosen
 
 
+def choices(key: str, options: Sequence[str], default: Sequence[str], label: str, *, most: int) -> list[str]:
+    """Draw a choice of up to `most` options, which is in the address as `key`."""
+    _read_address(key, options, default, several=True)
+    st.multiselect(label, options, key=key, max_selections=most)
+    chosen = [str(name) for name in st.session_state[key]]
+    write_address(key, chosen, shown=chosen != list(default))
+    return chosen
+
+
 def _read_address(key: str, options: Sequence[str], default: Sequence[str], *, several: bool = False) -> None:
     """Set the widget `key` before it is drawn: to what a new address names, else to the user's choice.
 
@@ -182,6 +191,9 @@ NAMES = {
     "q": "question",
     "i": "image",
     "v": "VFM",
+    "em": "the model",
+    "data": "data set",
+    "view": "the view",
 }
 
 

@@ -62,6 +62,17 @@ def tree_digest(folder: Path, files: list[Path]) -> str:
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in lines).encode()).hexdigest()
 
 
+def is_here(source: Source) -> bool:
+    """Return whether the files of `source` are on this machine, so that none need be fetched."""
+    return _place(source).is_dir()
+
+
+def _place(source: Source) -> Path:
+    """Return the folder of the user with the files of `source` if there is one, else the one in the cache."""
+    user_folder = Path(os.environ["VIRAL_DATA"]) / source.name if "VIRAL_DATA" in os.environ else None
+    return user_folder if user_folder is not None and user_folder.is_dir() else cache_folder("data") / source.name
+
+
 @lru_cache
 def source_folder(source: Source) -> Path:
     """Return the folder with the files of `source`; fetch them on first use, and check them once per process.
@@ -69,8 +80,7 @@ def source_folder(source: Source) -> Path:
     Raises:
         DataError: the files cannot be fetched, or are not the pinned ones.
     """
-    user_folder = Path(os.environ["VIRAL_DATA"]) / source.name if "VIRAL_DATA" in os.environ else None
-    folder = user_folder if user_folder is not None and user_folder.is_dir() else cache_folder("data") / source.name
+    folder = _place(source)
     if not folder.is_dir():
         _fetch(source, folder)
     digest = tree_digest(folder, source.files(folder))

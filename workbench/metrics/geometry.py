@@ -83,6 +83,16 @@ def similarity_to(tokens: Float[Tensor, "n d"], token: int) -> Float[Tensor, " n
     return units @ units[token]
 
 
+def cosines(tokens: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n n"]:
+    """Compute the cosine similarity of each token with each other one: a row is `similarity_to` of its token.
+
+    Raises:
+        DataError: a token that is all zeros, or a value that is not finite.
+    """
+    units = unit_rows(tokens, "the tokens").double()
+    return units @ units.mT
+
+
 def umap_map(tokens: Float[Tensor, "n d"], *, neighbors: int = 15, seed: int = 0) -> Float[np.ndarray, "n 2"]:
     """Place tokens on a plane by UMAP (McInnes et al. 2018) of their cosine distances.
 

@@ -262,18 +262,6 @@ def test_paths_outside_the_runs_folder_are_refused(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_explorer_answers_and_maps(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = open_page("explorer", runs_folder, monkeypatch)
-    assert [m.label for m in app.metric] == ["baseline", "viral"]
-    app.slider(key="l").set_value(1).run()
-    assert not app.exception
-    image = app.selectbox(key="i").options[5]
-    app.selectbox(key="i").set_value(image).run()
-    assert not app.exception
-    assert len(app.metric) == 2
-
-
-@pytest.mark.slow
 def test_every_figure_and_the_table_are_the_analysis_own(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("layers", runs_folder, monkeypatch)
     app.toggle(key="all-like").set_value(True).run()

@@ -1,0 +1,335 @@
+"""Page Explorer: what it shows is what the library computes, what it is asked may be anything, and the address
+restores it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from tests.workbench.dashboard.test_dashboard import CHROMIUM, chromium_or_skip, open_page, serve, share, text_of
+from tests.workbench.overview.folders import train
+from workbench.capture.attention import attention
+from workbench.dashboard import again, asking, engine, viewer
+from workbench.data import load_data
+from workbench.errors import DataError
+from workbench.looking import Look, look
+from workbench.metrics.geometry import joint_pca_rgb, similarity_to
+from workbench.mllm import MLLM
+
+
+def decoded(text: str, kind: type = np.float32) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), kind)
+
+
+# --- what the viewer receives ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mllm(runs_folder: Path) -> MLLM:
+    return MLLM.load(str(runs_folder / "viral"), validate=False)
+
+
+@pytest.fixture(scope="module")
+def seen(mllm: MLLM) -> Look:
+    sample = load_data("shapes:val", limit=1)[0]
+    return look(mllm, sample.image, sample.question, options=sample.options)
+
+
+def test_the_viewer_receives_the_numbers_of_the_library(mllm: MLLM, seen: Look) -> None:
+    sample = load_data("shapes:val", limit=1)[0]
+    panel = viewer.panel_of("viral", "#123456", seen, sample.objects, None, (0, 0))
+    json.dumps(panel)
+    batch = mllm.encode([sample.image], [sample.question])
+    blocks = torch.stack([block[0] for block in attention(mllm, batch, rows=[[-1]])])
+    index = mllm.visual_tokens(batch)[0][0].index
+    rows = len(panel["rows"])
+    shape = (rows, panel["layers"] - 1, panel["heads"], 64)
+    sent = decoded(panel["attention"]["v"]).reshape(shape)
+    assert np.allclose(sent[0], blocks[:, :, 0, index].float(), atol=1e-6)
+    assert np.allclose(decoded(panel["mass"]).reshape(shape[:3])[0], blocks[:, :, 0, index].sum(-1), atol=1e-6)
+    cosine = decoded(panel["cosine"]["v"]).reshape(64, panel["layers"], 64)
+    for patch, layer in ((0, 0), (9, 2), (63, 3)):
+        assert np.allclose(cosine[patch, layer], similarity_to(seen.hidden[layer].float(), patch), atol=1e-6)
+    colors, basis = viewer.colors_of([seen, seen])
+    expected = joint_pca_rgb([seen.hidden.float()] * 2)
+    assert (decoded(colors[1], np.uint8) == (expected[1] * 255).round().astype(np.uint8).ravel()).all()
+    assert basis == "One basis for all layers of both models"
+    assert panel["x"][0][0] == panel["y"][0][0] == 0
+    assert panel["x"][-1][1] == panel["y"][-1][1] == 1
+    for item, covered in zip(sample.objects, panel["covered"], strict=True):
+        assert sum(covered) / 64 == pytest.approx(item.mask.mean(), abs=1e-6)  # the object's share of the image
+
+
+def test_arrays_that_are_too_large_come_for_what_is_chosen(seen: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = viewer.panel_of("m", "", seen, (), None, (0, 0))
+    monkeypatch.setattr(viewer, "LIMIT", 1000)
+    panel = viewer.panel_of("m", "", seen, (), None, (9, 0))
+    assert (panel["cosine"]["at"], panel["attention"]["at"]) == (9, 0)
+    length = 64 * panel["layers"]
+    all_of_it = decoded(whole["cosine"]["v"])
+    assert (decoded(panel["cosine"]["v"]) == all_of_it[9 * length : 10 * length]).all()
+
+
+def test_a_region_of_the_address(seen: Look) -> None:
+    assert again.patches_of("1,2", (8, 8)) == (1, 2, 1, 2)
+    assert again.patches_of("1,2-3,0", (8, 8)) == (1, 2, 3, 0)
+    for wrong in ("", "8,0", "0,8", "1", "1,2-9,1", "-1,2", "a,b", "1,2-"):
+        assert again.patches_of(wrong, (8, 8)) is None
+    assert again.region_of("1,2-3,0", seen) == (0.0, 0.125, 0.375, 0.5)
+    assert again.region_of("77,1", seen) == (0.5, 0.5, 0.625, 0.625)  # the central patch
+
+
+# --- waiting and remembering ----------------------------------------------------------------------
+
+
+def test_sessions_take_turns_in_order() -> None:
+    turns, order, places = engine.Turns(), list[int](), dict[int, list[int]]()
+    ready = threading.Event()
+
+    def session(number: int) -> None:
+        with turns.turn(places.setdefault(number, []).append):
+            order.append(number)
+
+    with turns.turn(lambda _: None):
+        threads = []
+        for number in range(3):
+            threads.append(threading.Thread(target=session, args=(number,)))
+            threads[-1].start()
+            deadline = time.monotonic() + 10
+            while not places.get(number):
+                assert time.monotonic() < deadline
+                ready.wait(0.01)
+    for thread in threads:
+        thread.join(10)
+    assert order == [0, 1, 2]
+    assert [places[number][0] for number in range(3)] == [1, 2, 3]
+
+
+def test_who_leaves_while_waiting_does_not_block_the_others() -> None:
+    turns = engine.Turns()
+
+    def leave(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with turns.turn(lambda _: None), pytest.raises(KeyboardInterrupt), turns.turn(leave):
+        pass
+    with turns.turn(leave):  # nobody is before
+        pass
+
+
+def test_looks_are_forgotten_by_bytes(seen: Look) -> None:
+    looks = engine.Looks(limit=int(2.5 * seen.nbytes))
+    for key in "abc":
+        looks.add(key, seen)
+        looks.get("a")
+    assert [looks.get(key) is not None for key in "abc"] == [True, False, True]
+
+
+# --- an image of the user's own -------------------------------------------------------------------
+
+
+def file_of(image: Image.Image, kind: str = "PNG", **more: Any) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind, **more)
+    return content.getvalue()
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A PNG that says it is large, in a few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_uploaded_images() -> None:
+    red = Image.new("RGB", (40, 20), "red")
+    image, notes = asking.own_image(file_of(red), "a.png")
+    assert (image.size, image.getpixel((0, 0)), notes) == ((40, 20), (255, 0, 0), "")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert asking.own_image(file_of(red, "JPEG", exif=exif), "a.jpg")[0].size == (20, 40)
+    frames = [red, Image.new("RGB", (40, 20), "blue")]
+    image, notes = asking.own_image(file_of(red, "GIF", save_all=True, append_images=frames[1:]), "a.gif")
+    assert image.getpixel((0, 0)) == (255, 0, 0)
+    assert notes == "The first of 2 frames is shown."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it has 0 bytes"),
+        (b"<!doctype html><html>", "it is a web page"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 50, "cannot be read"),
+        (huge_png(10_000, 10_000), "has 10000 x 10000 pixels: expected at most 40 million pixels"),
+        (huge_png(100_000, 100_000), "cannot be read"),
+        (file_of(Image.new("RGB", (64, 64), "red"))[:60], "cannot be read"),
+    ],
+)
+def test_uploads_that_are_no_image_are_one_sentence(content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as raised:
+        asking.own_image(content, "x.png")
+    assert "\n" not in str(raised.value)
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def explorer(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AppTest]:
+    app = open_page("explorer", runs_folder, monkeypatch)
+    assert not app.error
+    yield app
+    assert not app.exception
+
+
+def test_answers_of_both_models(explorer: AppTest, mllm: MLLM) -> None:
+    sample = load_data("shapes:val", limit=100)[0]
+    answer = mllm.generate(mllm.encode([sample.image], [sample.question]), max_new_tokens=16)[0]
+    assert re.search(rf"viral: \*\*{re.escape(answer or '(empty)')}", text_of(explorer).replace("\\", ""))
+    image = explorer.selectbox(key="i").options[5]
+    explorer.selectbox(key="i").set_value(image).run()
+    assert explorer.query_params["i"] == [image]
+    explorer.button(key="next").click().run()
+    assert explorer.selectbox(key="i").value == explorer.selectbox(key="i").options[6]
+    explorer.button(key="previous").click().run()
+    explorer.button(key="previous").click().run()
+    assert explorer.selectbox(key="i").value == explorer.selectbox(key="i").options[4]
+
+
+def test_a_question_of_ones_own(explorer: AppTest, runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    explorer.text_input(key="own-question").set_value("what is the zebra ?").run()
+    text = text_of(explorer)
+    assert "No right answer is known" in text
+    assert "viral does not know zebra" in text
+    assert explorer.query_params["q"] == ["text:what is the zebra ?"]
+    copied = open_page("explorer", runs_folder, monkeypatch, q="text:what is the zebra ?")
+    assert copied.text_input(key="own-question").value == "what is the zebra ?"
+    explorer.text_input(key="own-question").set_value("").run()
+    assert "Right answer" in text_of(explorer)
+    assert "q" not in explorer.query_params
+    explorer.text_input(key="own-question").set_value("is <image> here ?").run()
+    assert "placeholder" in text_of(explorer)
+
+
+def test_the_question_is_asked_again(explorer: AppTest) -> None:
+    explorer.selectbox(key="change").set_value("all").run()
+    explorer.button(key="ask-again").click().run()
+    table = explorer.dataframe[0].value
+    assert list(dict.fromkeys(table["model"])) == ["baseline", "viral"]
+    shares = table[table["what"].str.startswith("p of")]
+    assert len(shares)
+    assert (shares["after"].astype(float) - shares["before"].astype(float)).tolist() == pytest.approx(
+        shares["change"].tolist(), abs=1.1e-3
+    )
+
+
+def test_links_that_no_longer_fit(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("explorer", runs_folder, monkeypatch, i="gone", v="nothing", em="away")
+    said = text_of(app)
+    assert "The link names image gone, which is not in this folder; shown is val-0-00000." in said
+    assert "The link names VFM nothing" in said
+    assert "The link names the model away" in said
+    uploaded = open_page("explorer", runs_folder, monkeypatch, i="upload:12345678")
+    assert "The link names image that was uploaded elsewhere" in text_of(uploaded)
+
+
+def test_other_data(explorer: AppTest, runs_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    photo = runs_folder / "photos" / "<b>x</b> **y**.png"
+    photo.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (50, 30), "green").save(photo)
+    app = open_page("explorer", runs_folder, monkeypatch, data=f"folder:{photo.parent}")
+    assert app.selectbox(key="i").value == photo.name
+    assert "what is this ?" in text_of(app)
+    Image.new("RGB", (50, 30), "green").save(tmp_path / "elsewhere.png")
+    for spec, why in (
+        (f"folder:{tmp_path}", "is outside"),
+        ("folder:/etc", "is outside"),
+        ("hf:someone/something", "does not exist"),
+        ("nothing:val", "nothing"),
+        ("shapes:vall", "val"),
+    ):
+        app = open_page("explorer", runs_folder, monkeypatch, data=spec)
+        assert len(app.error) == 1, spec
+        assert why in app.error[0].value.replace("\\", "")
+        assert app.selectbox(key="data").value != spec
+
+
+def test_a_model_without_weights_shows_its_stored_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, "baseline", right=share(0.5))
+    train(tmp_path, "viral", right=share(0.9), aligned=True, layer=[1])
+    app = open_page("explorer", tmp_path, monkeypatch)
+    warnings = [warning.value.replace("\\", "") for warning in app.warning]
+    assert len(warnings) == 2
+    assert all("cannot be asked" in warning for warning in warnings)
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_in_a_real_browser(runs_folder: Path) -> None:
+    """Layer, patch, token, head and view by hand; the copied address shows the same elsewhere; no other host is
+    asked."""
+    from playwright.sync_api import expect, sync_playwright
+
+    chromium = chromium_or_skip()
+    with serve(runs_folder) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
+        page = browser.new_page(viewport={"width": 1440, "height": 1400})
+        errors: list[str] = []
+        asked: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{address}/explorer?l=77&p=1,9&t=50&h=x&show=nothing")
+        said = page.locator(".complaint")
+        expect(said).to_be_visible(timeout=90_000)
+        for words in ("layer 77", "patch 1,9", "token 50", "head x", "view nothing"):
+            expect(said).to_contain_text(words)
+        said.get_by_role("button").click()
+        slider = page.get_by_role("slider", name="Layer")
+        slider.focus()
+        slider.press("Home")
+        expect(page.get_by_text("has no attention").first).to_be_visible()
+        slider.press("End")
+        page.get_by_role("combobox", name="Head").select_option("1")
+        canvas = page.locator("canvas.map").nth(1)
+        box = canvas.bounding_box()
+        assert box is not None
+        cell = box["width"] / 8
+        page.mouse.click(box["x"] + 2.5 * cell, box["y"] + 1.5 * cell)
+        page.wait_for_url(re.compile(r"(?=.*l=3)(?=.*p=1%2C2)(?=.*h=1)"), timeout=30_000)
+        canvas.press("ArrowDown")
+        canvas.press("Shift+ArrowRight")
+        page.wait_for_url(re.compile(r"p=2%2C2-2%2C3"), timeout=30_000)
+        page.get_by_role("button", name="Similarity").click()
+        page.wait_for_url(re.compile(r"show=similarity"), timeout=30_000)
+        readings = page.locator(".read").all_inner_texts()
+        assert any("Cosine of two tokens" in reading for reading in readings)
+        elsewhere = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
+        elsewhere.goto(page.url)
+        expect(elsewhere.locator(".read").nth(1)).to_have_text(readings[1], use_inner_text=True, timeout=90_000)
+        expect(elsewhere.get_by_text("Layer 3 of 3")).to_be_visible()
+        assert elsewhere.locator(".complaint").count() == 0
+        assert page.locator(".complaint").count() == 0
+        for shown in (page, elsewhere):
+            assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            assert shown.locator("[data-testid=stException]").count() == 0
+        assert not errors
+        assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
+        browser.close()

@@ -1,0 +1,135 @@
+"""Ask the question again after a change to the framed region, or to all visual tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from workbench.capture.edit import Site as Place
+from workbench.changing import Change, Reply
+from workbench.dashboard.asking import Asked
+from workbench.dashboard.engine import Engine, asked_again
+from workbench.dashboard.site import cached, plain
+from workbench.errors import WorkbenchError
+from workbench.looking import Look
+from workbench.mllm.family import WHOLE, Box
+
+CHANGES = {
+    "paint": "Paint over the framed region",
+    "mean": "Replace its visual tokens by the mean of the others",
+    "permute": "Permute all visual tokens",
+    "all": "Replace all visual tokens by their mean",
+}
+MEANS = {
+    "paint": "The pixels of the region get the mean color of the rest, and the image is encoded anew.",
+    "mean": "The vision encoder saw the region, so that tokens around it may still tell what was there.",
+    "permute": "The same random order for both models, from one seed.",
+    "all": "What is left of the image is one token, many times.",
+}
+
+
+def draw(engines: Mapping[str, Engine], seen: Mapping[str, Look], asked: Asked, chosen: Mapping[str, str]) -> None:
+    """Draw the choice of a change, and the answers before and after it.
+
+    Args:
+        engines: {model: the loaded model}.
+        seen: {model: what it did with the unchanged image}.
+        asked: the image and question.
+        chosen: what is chosen in the viewer, of which this needs the region (`p`) and the layer (`l`).
+    """
+    st.subheader("What if something were not there?")
+    left, middle, right = st.columns([4, 3, 1], vertical_alignment="bottom")
+    kind = left.selectbox("Change", list(CHANGES), format_func=CHANGES.__getitem__, key="change")
+    layers = min(len(one.hidden) for one in seen.values()) - 1
+    layer = int(chosen["l"]) if chosen.get("l", "").isdigit() else 0
+    sites = {"encoder": "before the projector", "projector": "after the projector (layer 0)"}
+    sites |= {"layer": f"after layer {min(max(1, layer), layers)}, that of the slider"}
+    place = middle.selectbox(
+        "Where", list(sites), format_func=sites.__getitem__, key="change-at", disabled=kind == "paint"
+    )
+    at: Place = min(max(1, layer), layers) if place == "layer" else place  # type: ignore[assignment]
+    first = next(iter(seen.values()))
+    box = WHOLE if kind in ("permute", "all") else region_of(chosen.get("p", ""), first)
+    change = Change("mean" if kind == "all" else kind, box, at)  # type: ignore[arg-type]
+    about = (asked.pixels, asked.sample.question, change, tuple(engines))
+    if right.button("Ask again", type="primary", key="ask-again", width="stretch"):
+        st.session_state["again"] = about
+    st.caption(f"{MEANS[kind]} Drag over the image to frame a region.")
+    if st.session_state.get("again") != about:
+        return
+    rows = []
+    for key, model in engines.items():
+        try:
+            reply = _reply(model.mllm.fingerprint, asked.pixels, asked.sample.question, change, model, asked)
+        except WorkbenchError as error:
+            st.warning(f"{plain(key)}: {plain(error)}")
+            continue
+        rows += _rows(key, seen[key], reply)
+    if rows:
+        st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch", column_config=_columns())
+
+
+@cached
+def _reply(model: str, pixels: bytes, question: str, change: Change, _engine: Engine, _asked: Asked) -> Reply:
+    sample = replace(_asked.sample, load=lambda: _asked.image)
+    return asked_again(_engine, sample, change)
+
+
+def _rows(key: str, before: Look, after: Reply) -> list[dict[str, Any]]:
+    """Return one row for a model, with the option that it answered before and, where there are options, all of them."""
+    answer: dict[str, Any] = {
+        "model": key,
+        "what": "answer",
+        "before": before.answer or "(empty)",
+        "after": after.answer or "(empty)",
+    }
+    options: list[dict[str, Any]] = [
+        {
+            "model": key,
+            "what": f"p of {option}",
+            "before": f"{share:.3f}",
+            "after": f"{after.options[option]:.3f}",
+            "change": after.options[option] - share,
+        }
+        for option, share in sorted(before.options.items(), key=lambda item: -item[1])[:4]
+    ]
+    return [answer, *options]
+
+
+def _columns() -> dict[str, Any]:
+    return {"what": st.column_config.TextColumn(""), "change": st.column_config.NumberColumn(format="%+.3f")}
+
+
+def patches_of(text: str, grid: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Return the corners (row, column, row, column) of a region of patches; None if the address names none that fits.
+
+    Args:
+        text: `row,column` or `row,column-row,column`, from 0.
+        grid: rows and columns.
+    """
+    match = re.fullmatch(r"(\d+),(\d+)(?:-(\d+),(\d+))?", text)
+    if match is None:
+        return None
+    row, column, *more = (int(part) for part in match.groups() if part is not None)
+    corners = (row, column, *(more or (row, column)))
+    if any(corner >= size for corner, size in zip(corners, grid * 2, strict=True)):
+        return None
+    return corners  # type: ignore[return-value]
+
+
+def region_of(text: str, seen: Look) -> Box:
+    """Return the framed region in fractions of the image: the patches that the address names, else the central one."""
+    rows, columns = seen.grid
+    top, left, bottom, right = patches_of(text, seen.grid) or (rows // 2, columns // 2, rows // 2, columns // 2)
+    boxes = [seen.place.token_box(row, column) for row, column in ((top, left), (bottom, right))]
+    return (
+        min(box[0] for box in boxes),
+        min(box[1] for box in boxes),
+        max(box[2] for box in boxes),
+        max(box[3] for box in boxes),
+    )
