@@ -101,7 +101,6 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
         st.session_state["l"] = int(wanted) if wanted.isdigit() and int(wanted) in layers else default
         if wanted and not (wanted.isdigit() and int(wanted) in layers):
             complain("l", wanted, default)
-            st.rerun()
     if len(table):
         with st.expander("In which layer do they differ most? All measures at once", expanded=True):
             marked = st.session_state["l"]

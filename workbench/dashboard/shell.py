@@ -48,9 +48,13 @@ def show(first: str = "home") -> None:
             choose_models(site)
         with right:
             glossary_popover()
-        complaints()
-        with colored(site.colors):
-            chosen.run()
+        above = st.container(key="complaints")
+        try:
+            with colored(site.colors):
+                chosen.run()
+        finally:  # pages complain too
+            with above:
+                complaints()
     except WorkbenchError as error:
         st.error(plain(error))
 

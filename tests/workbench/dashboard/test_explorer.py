@@ -206,7 +206,7 @@ def test_answers_of_both_models(explorer: AppTest, mllm: MLLM) -> None:
     assert re.search(rf"viral: \*\*{re.escape(answer or '(empty)')}", text_of(explorer).replace("\\", ""))
     image = explorer.selectbox(key="i").options[5]
     explorer.selectbox(key="i").set_value(image).run()
-    assert explorer.query_params["i"] == [image]
+    assert explorer.query_params["i"] == image
     explorer.button(key="next").click().run()
     assert explorer.selectbox(key="i").value == explorer.selectbox(key="i").options[6]
     explorer.button(key="previous").click().run()
@@ -218,8 +218,8 @@ def test_a_question_of_ones_own(explorer: AppTest, runs_folder: Path, monkeypatc
     explorer.text_input(key="own-question").set_value("what is the zebra ?").run()
     text = text_of(explorer)
     assert "No right answer is known" in text
-    assert "viral does not know zebra" in text
-    assert explorer.query_params["q"] == ["text:what is the zebra ?"]
+    assert re.search(r"viral does not know .*zebra: ", text), text
+    assert explorer.query_params["q"] == "text:what is the zebra ?"
     copied = open_page("explorer", runs_folder, monkeypatch, q="text:what is the zebra ?")
     assert copied.text_input(key="own-question").value == "what is the zebra ?"
     explorer.text_input(key="own-question").set_value("").run()
@@ -252,7 +252,7 @@ def test_links_that_no_longer_fit(runs_folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_other_data(explorer: AppTest, runs_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    photo = runs_folder / "photos" / "<b>x</b> **y**.png"
+    photo = runs_folder / "photos" / "<b>x **y**.png"
     photo.parent.mkdir(exist_ok=True)
     Image.new("RGB", (50, 30), "green").save(photo)
     app = open_page("explorer", runs_folder, monkeypatch, data=f"folder:{photo.parent}")
