@@ -28,9 +28,11 @@ from transformers import TrainingArguments
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer.aligned_model import AlignedForConditionalGeneration, AlignedOutput
+from trainer.alignment_config import AlignmentConfig
 from trainer.loop import AlignmentTrainer
+from trainer.model_config import ModelConfig
 from trainer.objectives import cosine_loss
-from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.recipe import DataConfig, OptimConfig, Recipe
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packing import Packing
 from workbench.mllm.conversation import IGNORED

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from trainer.alignment_config import AlignmentConfig
 from trainer.objectives import AlignmentHead, cosine_loss, mean_loss, predict_loss, relation_loss
 from workbench.attention_heads import head_count, head_outputs, output_projection
 from workbench.errors import ConfigError, DataError, ModelError, UnknownNameError
@@ -247,6 +248,29 @@ def attach_alignment(
     alignment._head_counts = counts
     alignment._hook(decoder, where, final_norm=final_norm)
     return alignment
+
+
+def attach(
+    model: Any, settings: AlignmentConfig, dims: Mapping[str, int], chosen: Sequence[Site] | None = None
+) -> Alignment | None:
+    """Attach the alignment heads that a recipe asks for, as `attach_alignment` does; return None for a baseline.
+
+    Args:
+        settings: the section `alignment` of the recipe.
+        chosen: the attention heads that are aligned, where the recipe chooses single ones.
+    """
+    if settings.objective == "none":
+        return None
+    return attach_alignment(
+        model,
+        layers=settings.layer if chosen is None else chosen,
+        dims=dims,
+        objective=settings.objective,
+        heads=settings.heads,
+        where=settings.where,
+        final_norm=settings.final_norm,
+        hidden=settings.hidden,
+    )
 
 
 def _sites(layers: Sequence[int | Site], where: Where) -> list[Site]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from trainer import distributed
+from trainer.alignment_config import AlignmentConfig
 from trainer.build.lora import check_peft
 from trainer.hub import check_hub
+from trainer.model_config import ModelConfig
 from trainer.monitor.progress import check_trackers
 from trainer.output.folder import check_same_recipe
-from trainer.recipe import AlignmentConfig, ModelConfig, Recipe
+from trainer.recipe import Recipe
 from trainer.stages import stages
 from workbench.errors import ConfigError, UnknownNameError
 from workbench.models import check_there, did_you_mean

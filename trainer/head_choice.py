@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
+from trainer.alignment_config import AlignmentConfig
 from trainer.build.frozen_precision import half_autocast
-from trainer.recipe import AlignmentConfig
 from workbench.attention_heads import Head, attention_heads
 from workbench.capture.heads import read_heads
 from workbench.errors import ConfigError, RunError

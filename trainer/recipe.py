@@ -1,182 +1,23 @@
 """Recipes: the dataclasses of every key that determines a training run.
 
-The text below a field is what `python -m trainer --help` and the documentation show for it.
+The sections `model` and `alignment` are in modules of their own. The text below a field is what `python -m trainer
+--help` and the documentation show for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le, Lt
 
-from workbench.errors import ConfigError
+from trainer.alignment_config import AlignmentConfig
+from trainer.model_config import ModelConfig
+from workbench.errors import ConfigError, listed
 from workbench.options import check_ranges
 from workbench.stored_recipe import RENAMED
-
-ModelKind = Literal["toy", "assembled", "pretrained"]
-TOY_ONLY = (
-    "vision_encoder_features",
-    "image_size",
-    "layers",
-    "width",
-    "heads",
-    "ffn",
-    "init",
-    "second_encoder",
-    "dropout",
-)
-# keys that describe a randomly initialized language model
-LANGUAGE_SIZES = ("layers", "width", "heads", "ffn", "init")
-PARTS = ("vision_encoder", "vision_encoder_revision", "language", "language_revision")
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters (LoRA) on linear layers of the language model: W x + (alpha / rank) B A x."""
-
-    rank: Annotated[int, Ge(1)] = 16
-    """Rank of the adapter matrices A and B."""
-    alpha: Annotated[float, Ge(0)] = 32
-    """Scale of the adapters, which is divided by the rank."""
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Probability that an input of an adapter is dropped during training."""
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Names of the linear layers that get an adapter, in every block."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "model.lora.")
-        if not self.targets:
-            raise ConfigError("model.lora.targets is empty: expected names of linear layers, such as q_proj")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The model that is trained.
-
-    A toy LLaVA has a frozen vision encoder, a new projector, and a language model that is either small and randomly
-    initialized or pretrained. An assembled model is a LLaVA made of a pretrained vision encoder and language model,
-    with a new projector. A pretrained model is a multimodal model that is trained further.
-    """
-
-    kind: ModelKind | None = None
-    """`toy` is trained on packed questions; `assembled` (from `vision_encoder` and `language`) and `pretrained` (from
-    `name`) are trained on conversations. By default `pretrained` if `name` is set, else `toy`."""
-    name: str | None = None
-    """Hub id or folder of a pretrained multimodal model, of a family that workbench.mllm knows. Leave the keys of the
-    parts (`vision_encoder`, `language`) out."""
-    revision: str | None = None
-    """Branch, tag or commit of `name`, if that is a hub id; by default the hub's main branch."""
-    vision_encoder: str = "dinov2-small"
-    """Name of the weights of a toy LLaVA's vision encoder; for an assembled model hub id or folder of a CLIP or
-    SigLIP."""
-    vision_encoder_revision: str | None = None
-    """Branch, tag or commit of `vision_encoder`, if that is a hub id; by default the hub's main branch."""
-    vision_encoder_features: Annotated[tuple[int, ...], Ge(0)] = (0, 8)
-    """Hidden states of a toy LLaVA's vision encoder that its projector receives, concatenated: 0 is the patch embedding
-    with its position, l the output of block l."""
-    image_size: Annotated[int, Ge(1)] = 112
-    """Pixels per side to which a toy LLaVA's images are resized; a multiple of the vision encoder's patch size."""
-    language: str | None = None
-    """Name of the weights of a pretrained language model (for an assembled model also hub id or folder), which has its
-    own sizes and tokenizer. By default a toy LLaVA has a randomly initialized language model of the sizes below."""
-    language_revision: str | None = None
-    """Branch, tag or commit of `language`, if that is a hub id; by default the hub's main branch."""
-    train: Literal["all", "connector", "lora"] = "all"
-    """What is trained besides the projector: the whole language model (`all`), nothing (`connector`), or low-rank
-    adapters in the language model (`lora`). The vision encoder is frozen unless `train_vision_encoder` is set."""
-    train_vision_encoder: bool = False
-    """Train the vision encoder too; only for a pretrained or an assembled model with `train: all`."""
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    layers: Annotated[int, Ge(1)] = 6
-    """Number of blocks of a toy LLaVA's language model."""
-    width: Annotated[int, Ge(1)] = 128
-    """Width of the hidden states of a toy LLaVA's language model; a multiple of 2 x `heads`."""
-    heads: Annotated[int, Ge(1)] = 4
-    """Attention heads of each block of a toy LLaVA's language model."""
-    ffn: Annotated[int, Ge(1)] = 384
-    """Hidden width of the MLPs of a toy LLaVA's language model."""
-    init: Annotated[float, Ge(0)] = 0.03
-    """Standard deviation of the initial weights of a toy LLaVA's language model."""
-    second_encoder: str | None = None
-    """A VFM, named as in `alignment.vfm`, whose frozen features a toy LLaVA's projector receives in addition to those
-    of the vision encoder. Only the trainer can run such a model."""
-    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Probability of dropout, during training, on the output of each attention and MLP of a toy LLaVA's language model
-    (GPT-2's `resid_pdrop`)."""
-
-    def __post_init__(self) -> None:
-        if self.kind is None:
-            object.__setattr__(self, "kind", "toy" if self.name is None else "pretrained")
-        check_ranges(self, "model.")
-        if not self.vision_encoder_features:
-            raise ConfigError("model.vision_encoder_features is empty: expected one or more block numbers from 0")
-        if self.width % (2 * self.heads):  # rotary position embeddings rotate pairs of channels in each head
-            raise ConfigError(f"model.width is {self.width}: expected a multiple of {2 * self.heads} = 2 x model.heads")
-        checks = {"toy": self._check_toy, "assembled": self._check_assembled, "pretrained": self._check_pretrained}
-        checks[str(self.kind)]()
-        for key in ("name", "vision_encoder", "language"):
-            revision = "revision" if key == "name" else f"{key}_revision"
-            if getattr(self, revision) is not None and Path(getattr(self, key)).is_dir():
-                raise self._refused(revision, f"model.{key} is {getattr(self, key)}, a folder")
-
-    def _check_toy(self) -> None:
-        """Refuse keys that do not fit a toy LLaVA."""
-        if self.name is not None:
-            raise ConfigError(
-                f"model.kind is toy and model.name {self.name}: expected model.kind pretrained, or no model.name"
-            )
-        if self.train_vision_encoder:
-            raise ConfigError(
-                "model.train_vision_encoder is yes: expected no, since a toy LLaVA's vision encoder is always frozen"
-            )
-        for key in self._changed(("revision", "vision_encoder_revision", "language_revision")):
-            raise self._refused(key, "the revisions of a toy LLaVA's weights are fixed")
-        for key in self._changed(LANGUAGE_SIZES if self.language is not None else ()):
-            raise self._refused(key, f"model.language = {self.language} already defines the language model")
-
-    def _check_assembled(self) -> None:
-        """Refuse keys that do not fit an assembled model."""
-        parts = f"model.vision_encoder {self.vision_encoder} and model.language {self.language}"
-        if self.name is not None:
-            raise ConfigError(
-                f"model.kind is assembled and model.name {self.name}: expected model.kind pretrained, or no model.name"
-            )
-        if self.language is None or not self._changed(("vision_encoder",)):
-            raise ConfigError(
-                f"model.kind is assembled from {parts}: expected hub ids or folders of both, a CLIP or SigLIP and a"
-                " language model"
-            )
-        for key in self._changed(("revision", *TOY_ONLY)):
-            why = "model.name is not set" if key == "revision" else "it is for a toy LLaVA only"
-            raise self._refused(key, why)
-        self._check_training()
-
-    def _check_pretrained(self) -> None:
-        """Refuse keys that do not fit a pretrained model."""
-        if self.name is None:
-            raise ConfigError(
-                "model.kind is pretrained without a model.name: expected the hub id or folder of a multimodal model"
-            )
-        for key in self._changed((*PARTS, *TOY_ONLY)):
-            raise self._refused(key, f"model.name = {self.name} already defines the model")
-        self._check_training()
-
-    def _check_training(self) -> None:
-        if self.train_vision_encoder and self.train != "all":
-            raise ConfigError(
-                f"model.train_vision_encoder is yes and model.train {self.train}: expected model.train all, since only"
-                " then the vision encoder can be trained too"
-            )
-
-    def _changed(self, keys: tuple[str, ...]) -> list[str]:
-        """Return those of `keys` whose value is not the default."""
-        return [key.name for key in fields(self) if key.name in keys and getattr(self, key.name) != key.default]
-
-    def _refused(self, key: str, why: str) -> ConfigError:
-        return ConfigError(f"model.{key} is {getattr(self, key)}, but {why}: leave model.{key} out")
 
 
 @dataclass(frozen=True)
@@ -223,7 +64,7 @@ class DataConfig:
             len(self.weights) != len(self.train) or not all(0 < weight < float("inf") for weight in self.weights)
         ):
             raise ConfigError(
-                f"data.weights is {_listed(self.weights)}: expected {len(self.train)} numbers above 0, one for each of"
+                f"data.weights is {listed(self.weights)}: expected {len(self.train)} numbers above 0, one for each of"
                 " data.train"
             )
         if self.limit_test is not None and self.test is None:
@@ -321,172 +162,6 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class SelectionConfig:
-    """How the attention heads that `alignment.where: heads` aligns are chosen, before the first step.
-
-    Candidates are all attention heads of the layers of `alignment.layer`. Those with the lowest mutual kNN with the VFM
-    are aligned.
-    """
-
-    heads: Annotated[int, Ge(1)] = 4
-    """Number of attention heads that are aligned."""
-    k: Annotated[int, Ge(1)] = 10
-    """Number of nearest neighbors of the mutual kNN."""
-    images: Annotated[int, Ge(1)] = 32
-    """Number of training images, the first ones, on which it is measured."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "alignment.selection.")
-
-
-@dataclass(frozen=True)
-class AlignmentConfig:
-    """The alignment loss L_VRA on the visual tokens inside the language model.
-
-    Variants and equations: docs/concepts/alignment_loss.md.
-    """
-
-    objective: Literal["none", "cosine", "relation", "predict"] = "none"
-    """`none` is the baseline without alignment, `cosine` the similarity of tokens and targets, `relation` the agreement
-    of the similarities among the tokens of an image with those among its targets, `predict` the squared error of
-    predicting the normalized targets from the tokens."""
-    weight: Annotated[float, Ge(0)] = 0.5
-    """lambda in L = L_LM + lambda * L_VRA."""
-    layer: Annotated[tuple[int, ...], Ge(1)] = (3,)
-    """Aligned layers of the language model, from 1 to its last; layer l is the output of block l."""
-    heads: Literal["each", "shared", "none"] = "each"
-    """`each` layer has its own alignment head, one head is `shared` by all layers, or (`relation` only) `none` compares
-    the visual tokens without a head."""
-    where: Literal["output", "attention", "heads"] = "output"
-    """Which states of a layer are aligned: its `output`, the concatenated outputs of its `attention` heads (the input
-    of o_proj), or the outputs of those single `heads` that `selection` chooses."""
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
-    mask: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the visual tokens of each image that the language model does not see during training: each is replaced
-    by the mean of the visible ones, and the loss is a mean over these hidden tokens alone."""
-    target: Literal["vfm", "encoder", "projector"] = "vfm"
-    """What the visual tokens are aligned with: features of the frozen `vfm`, or the input (`encoder`) or output
-    (`projector`) of the model's own projector, without gradient."""
-    vfm: tuple[str, ...] = ("efficientnet-lite0",)
-    """One or more VFMs: names that `python -m workbench.vfm` lists, hf:ID, timm:NAME, or folders. Each has its own
-    heads, and L_VRA is the mean over them."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Schedule of lambda after the warm-up: it stays at `weight`, or approaches `final_weight`, which it reaches at the
-    last step."""
-    final_weight: Annotated[float | None, Ge(0)] = None
-    """lambda at the last step of a `linear` or `cosine` schedule; by default 0."""
-    warmup: Annotated[int, Ge(0)] = 0
-    """Steps in which lambda rises to `weight`."""
-    teacher_norm: Literal["own", "student"] = "own"
-    """Normalization of the VFM's pixels: its `own`, or always CLIP's (`student`), as in the official code of the
-    paper."""
-    final_norm: bool = False
-    """Read the last layer after the final norm of the language model, as the official code does, instead of before it;
-    other layers do not change."""
-    hidden: Annotated[int, Ge(1)] = 256
-    """Width of the two hidden layers of an alignment head."""
-    images: Literal["same", "others"] = "same"
-    """`others` is a control: the targets of an image are the features of another training image, the same one at every
-    step."""
-    center: bool = False
-    """Subtract the mean feature vector of the training set from the targets, so that a constant prediction gains
-    nothing."""
-    residual: Literal["none", "encoder", "projector"] = "none"
-    """Add image features again to the visual tokens after each layer of `layer`: the projector's input through a small
-    trained adapter (`encoder`), or its output (`projector`)."""
-
-    def __post_init__(self) -> None:
-        for name, values in (("layer", self.layer), ("vfm", self.vfm)):
-            if not values or len(set(values)) < len(values):
-                raise ConfigError(f"alignment.{name} is {_listed(values)}: expected one or more, none of them twice")
-        check_ranges(self, "alignment.")
-        if self.objective in ("cosine", "predict") and self.heads == "none":
-            raise ConfigError(
-                f"alignment.heads is none: expected each or shared for the {self.objective} objective, since tokens and"
-                " targets have different widths"
-            )
-        self._check_selection()
-        self._check_mask()
-        if self.final_norm and (self.where != "output" or not self.aligned):
-            raise ConfigError(
-                f"alignment.final_norm is yes with alignment.objective {self.objective} and alignment.where"
-                f" {self.where}: expected an aligned output of the last layer, or alignment.final_norm no"
-            )
-        if self.schedule == "constant" and self.final_weight is not None:
-            raise ConfigError(
-                f"alignment.final_weight is {self.final_weight}, but the schedule is constant: leave it out, or set"
-                " alignment.schedule to linear or cosine"
-            )
-        if self.target == "projector" and (self.center or self.images == "others"):
-            raise ConfigError(
-                "alignment.target is projector, whose output changes during training: expected alignment.center no and"
-                " alignment.images same"
-            )
-
-    def _check_selection(self) -> None:
-        if not self.chooses_heads and self.selection != SelectionConfig():
-            why = f"alignment.where is {self.where}" if self.aligned else "alignment.objective is none"
-            raise ConfigError(
-                f"alignment.selection is changed, but {why}: expected an alignment loss on single heads"
-                " (alignment.where heads), or no alignment.selection"
-            )
-        if self.where == "heads" and self.target != "vfm":
-            raise ConfigError(
-                f"alignment.where is heads with alignment.target {self.target}: expected target vfm, since heads are"
-                " chosen by their alignment with the VFM"
-            )
-
-    def _check_mask(self) -> None:
-        if not self.mask:
-            return
-        if self.objective not in ("cosine", "predict"):
-            raise ConfigError(
-                f"alignment.mask is {self.mask} with alignment.objective {self.objective}: expected predict or cosine,"
-                " whose loss is a mean over tokens"
-            )
-        for key, value in (("target", self.target), ("residual", self.residual)):
-            if value == "projector" or (key, value) == ("residual", "encoder"):
-                why = "would be the replaced token" if key == "target" else "would show the hidden tokens"
-                raise ConfigError(
-                    f"alignment.mask is {self.mask} with alignment.{key} {value}, which {why}: expected another"
-                    f" alignment.{key}, or no mask"
-                )
-
-    @property
-    def aligned(self) -> bool:
-        """Whether there is an alignment loss."""
-        return self.objective != "none"
-
-    @property
-    def chooses_heads(self) -> bool:
-        """Whether single attention heads are aligned, which are chosen before the first step."""
-        return self.aligned and self.where == "heads"
-
-    @property
-    def reads_encoder(self) -> bool:
-        """Whether the projector's input is needed, as a target or as a residual."""
-        return self.residual == "encoder" or (self.aligned and self.target == "encoder")
-
-    @property
-    def changes_layers(self) -> bool:
-        """Whether the layers of `layer` are aligned or get a residual."""
-        return self.aligned or self.residual != "none"
-
-    def check_layers(self, layers: int) -> None:
-        """Check that the aligned layers exist in a model of `layers` layers.
-
-        How many a pretrained language model has is known only once its configuration is read.
-        """
-        if self.changes_layers and max(self.layer) > layers:
-            raise ConfigError(f"alignment.layer is {max(self.layer)}: expected 1 to {layers}, the layers of the model")
-        if self.final_norm and layers not in self.layer:
-            raise ConfigError(
-                f"alignment.final_norm is yes and alignment.layer {_listed(self.layer)}: expected {layers}, the last"
-                " layer, among them, since only that one is followed by the final norm"
-            )
-
-
-@dataclass(frozen=True)
 class MonitorConfig:
     """What is measured and checked during training (docs/howto/watch.md)."""
 
@@ -502,10 +177,6 @@ class MonitorConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "monitor.")
-
-
-def _listed(values: tuple[Any, ...]) -> str:
-    return ", ".join(map(str, values)) or "empty"
 
 
 @dataclass(frozen=True)
@@ -595,7 +266,7 @@ class Recipe:
         data, alignment = self.data, self.alignment
         if len(data.train) > 1:
             raise ConfigError(
-                f"data.train is {_listed(data.train)}: expected one data set, since a toy LLaVA cannot mix several"
+                f"data.train is {listed(data.train)}: expected one data set, since a toy LLaVA cannot mix several"
             )
         if data.max_length is not None:
             raise ConfigError(
@@ -604,7 +275,7 @@ class Recipe:
             )
         if data.weights:
             raise ConfigError(
-                f"data.weights is {_listed(data.weights)}, but a toy LLaVA is trained on one data set: leave"
+                f"data.weights is {listed(data.weights)}, but a toy LLaVA is trained on one data set: leave"
                 " data.weights out, or choose a subset with data.limit_train"
             )
         optim = self.optim

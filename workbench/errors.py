@@ -17,6 +17,11 @@ def one_line(error: object, most: int = 160) -> str:
     return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
 
 
+def listed(values: Iterable[object]) -> str:
+    """Return values as a list in words, for a message: "1, 2", or "empty"."""
+    return ", ".join(map(str, values)) or "empty"
+
+
 class WorkbenchError(Exception):
     """Base of every error that a user can cause; commands print it as one line and exit with code 2."""
 

@@ -22,12 +22,14 @@ from benchmarks.gpu import models
 from benchmarks.gpu.harness import Bench
 from trainer.aligned_model import AlignedMLLMForConditionalGeneration
 from trainer.alignment import Alignment, attach_alignment
+from trainer.alignment_config import AlignmentConfig
 from trainer.build.lora import add_lora
 from trainer.build.partition import checkpoint_activations
 from trainer.dry_run.plan import Plan
 from trainer.dry_run.sizes import sizes_of
 from trainer.loop import AlignmentTrainer, build_trainer
-from trainer.recipe import AlignmentConfig, LoraConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
+from trainer.model_config import LoraConfig, ModelConfig
+from trainer.recipe import MonitorConfig, OptimConfig, Recipe
 from trainer.setups.conversation import ConversationSetup
 from trainer.setups.conversation_data import Collator, ConversationSet
 from trainer.targets.vfm_targets import Targets

@@ -14,8 +14,8 @@ from benchmarks.gpu.right_reading import at, relative
 from trainer.aligned_model import AlignedMLLMForConditionalGeneration
 from trainer.alignment import attach_alignment
 from trainer.build.lora import add_lora
+from trainer.model_config import LoraConfig
 from trainer.objectives import cosine_loss, relation_loss
-from trainer.recipe import LoraConfig
 from trainer.setups.packing import Packing, packed_attention
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import encode_conversations

@@ -14,7 +14,9 @@ from typing import Any
 
 from benchmarks.gpu import models
 from benchmarks.gpu.harness import Apart, Bench, apart
-from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
+from trainer.alignment_config import AlignmentConfig
+from trainer.model_config import LoraConfig, ModelConfig
+from trainer.recipe import DataConfig, MonitorConfig, OptimConfig, Recipe
 
 STEPS, CUT = 6, 3
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.03}  # relative to the loss, or to 0.1 if the loss is smaller

@@ -20,8 +20,10 @@ from transformers import AutoModelForImageTextToText
 from tests.conftest import SMALL, recipe, refused
 from tests.tiny import BUILDERS, build
 from trainer.alignment import attach_alignment
+from trainer.alignment_config import AlignmentConfig
+from trainer.model_config import LoraConfig, ModelConfig
 from trainer.objectives import AlignmentHead, cosine_loss, relation_loss, weight_at
-from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, Recipe
+from trainer.recipe import DataConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate

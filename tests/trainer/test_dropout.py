@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from tests.conftest import recipe, refused
+from trainer.alignment_config import AlignmentConfig
 from trainer.evaluation import answer_packed
+from trainer.model_config import LoraConfig, ModelConfig
 from trainer.output.model_folder import save_model
-from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
+from trainer.recipe import DataConfig, OptimConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate

@@ -20,15 +20,17 @@ from tests.students import FLAGS, VIRAL, configs, rows, write, write_sparse
 from tests.tiny import build
 from trainer.__main__ import read
 from trainer.alignment import attach_alignment
+from trainer.alignment_config import AlignmentConfig
 from trainer.build.assembled_llava import describe_parts
 from trainer.build.lora import add_lora
 from trainer.dry_run import disk
 from trainer.dry_run.disk import check_disk
-from trainer.dry_run.meta import attach, on_meta
+from trainer.dry_run.meta import attach_on_meta, on_meta
 from trainer.dry_run.plan import STRATEGIES, Plan, one_square, plan
 from trainer.dry_run.sizes import FLOAT, Sizes, sizes_of
+from trainer.model_config import LoraConfig, ModelConfig
 from trainer.output.model_folder import save_model
-from trainer.recipe import AlignmentConfig, DataConfig, LoraConfig, ModelConfig, OptimConfig, Recipe
+from trainer.recipe import DataConfig, OptimConfig, Recipe
 from trainer.run import train
 from trainer.setups.conversation import ConversationSetup
 from trainer.setups.packed import PackedSetup
@@ -93,7 +95,7 @@ def test_a_7b_llava_from_its_configuration() -> None:
         model=ModelConfig(layers=32),
         alignment=AlignmentConfig(objective="cosine", layer=(16,), vfm=("dinov2-base",), hidden=2048),
     )
-    attached = attach(viral, model, *one_square(model, 576))
+    attached = attach_on_meta(viral, model, *one_square(model, 576))
     sizes = sizes_of(model, attached.alignment, attached.residual)
     assert all(p.is_meta for p in model.parameters())
     assert attached.not_run == ()
@@ -109,13 +111,13 @@ def test_a_7b_llava_from_its_configuration() -> None:
     # each process holds all of it until it is divided
     assert small.memory("fsdp", 1024) == 4 * sizes.total + 4 * sizes.total // 1024
     with pytest.raises(ConfigError, match=r"alignment.layer is 33: expected 1 to 32"):
-        attach(
+        attach_on_meta(
             replace(viral, model=ModelConfig(layers=64), alignment=replace(viral.alignment, layer=(33,))),
             model,
             *one_square(model, 576),
         )
     with pytest.raises(ConfigError, match=r"an image of 530 visual tokens does not fit"):
-        attach(viral, model, *one_square(model, 530))
+        attach_on_meta(viral, model, *one_square(model, 530))
 
 
 def test_a_disk_that_is_too_small_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import ROOT, SMALL_VIRAL, recipe, run
-from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.alignment_config import AlignmentConfig
+from trainer.model_config import ModelConfig
+from trainer.recipe import DataConfig, OptimConfig, Recipe
 from trainer.targets import feature_store
 from trainer.targets.feature_store import frozen_features
 from trainer.targets.features import DerivedFeatures, Features, shuffle_images

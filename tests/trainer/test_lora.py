@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from tests.students import picture
 from tests.tiny import build, randomize
 from trainer.build.lora import add_lora, lora_layers, merge_lora, merged_state
-from trainer.recipe import LoraConfig
+from trainer.model_config import LoraConfig
 from workbench.mllm import MLLM
 
 CONFIG = LoraConfig(rank=2, alpha=3.0)  # type: ignore[arg-type]

@@ -25,16 +25,18 @@ from transformers import AutoModelForImageTextToText, TrainerState, TrainingArgu
 
 from tests.conftest import run
 from trainer.alignment import Alignment
+from trainer.alignment_config import AlignmentConfig
 from trainer.card import _without_folders, card, origins
 from trainer.hub import uploaded_files
 from trainer.loop import build_trainer
+from trainer.model_config import ModelConfig
 from trainer.monitor import progress as progress_log
 from trainer.monitor import warnings as early
 from trainer.monitor.cknna import build_cknna_monitor
 from trainer.monitor.guards import check_token_counts
 from trainer.monitor.warnings import EarlyWarnings
 from trainer.objectives import AlignmentHead
-from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, MonitorConfig, OptimConfig, Recipe
+from trainer.recipe import DataConfig, MonitorConfig, OptimConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate

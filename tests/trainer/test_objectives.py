@@ -22,12 +22,14 @@ from tests.students import VIRAL, world
 from tests.tiny import build
 from trainer.aligned_model import AlignedMLLMForConditionalGeneration
 from trainer.alignment import attach_alignment
+from trainer.alignment_config import AlignmentConfig, SelectionConfig
 from trainer.dry_run.plan import plan
 from trainer.evaluation import answer_questions
 from trainer.head_choice import FILE, HeadChoice, check_same_choice, choose_heads
 from trainer.masking import TokenMask, attach_mask, loss_tokens
+from trainer.model_config import ModelConfig
 from trainer.objectives import predict_loss
-from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe, SelectionConfig
+from trainer.recipe import DataConfig, Recipe
 from trainer.run import train
 from trainer.setups.conversation import ConversationSetup
 from trainer.setups.packed import PackedSetup

@@ -21,9 +21,11 @@ from transformers import TrainerCallback, TrainingArguments
 
 from tests.conftest import ROOT, launch, recipe, run
 from trainer.__main__ import read
+from trainer.alignment_config import AlignmentConfig
 from trainer.checks import checked_stages
 from trainer.loop import build_trainer
-from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.model_config import ModelConfig
+from trainer.recipe import DataConfig, OptimConfig, Recipe
 from trainer.run import train
 from trainer.sampling import Stream, shuffled
 from trainer.setups.packed import PackedSetup

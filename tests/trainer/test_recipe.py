@@ -16,8 +16,9 @@ from tests.conftest import ROOT
 from tests.stored_runs import store_run
 from trainer.__main__ import read
 from trainer.card import card
+from trainer.model_config import ModelConfig
 from trainer.output.folder import check_same_recipe
-from trainer.recipe import ModelConfig, Recipe
+from trainer.recipe import Recipe
 from trainer.stages import stages
 from trainer.sweep.results import export, finished
 from trainer.sweep.spec import Sweep

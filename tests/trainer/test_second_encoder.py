@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from tests.conftest import recipe, refused
+from trainer.alignment_config import AlignmentConfig
 from trainer.dry_run.plan import plan
+from trainer.model_config import ModelConfig
 from trainer.output.model_folder import load_model, save_model
-from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.recipe import DataConfig, OptimConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate

@@ -22,10 +22,12 @@ from transformers import AutoTokenizer
 from analyses import cknna
 from tests.conftest import ROOT, run
 from trainer.aligned_model import AlignedForConditionalGeneration
+from trainer.alignment_config import AlignmentConfig
 from trainer.build.language import IMAGE, append_mean_rows, check_language, language_config
 from trainer.build.toy_llava import connector_inputs
+from trainer.model_config import ModelConfig
 from trainer.output.folder import check_same_recipe, write_recipe
-from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe
+from trainer.recipe import DataConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed_data import PackedDataset, Packer, collate, first_questions
 from trainer.targets.feature_store import ComputedFeatures

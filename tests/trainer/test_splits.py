@@ -13,7 +13,9 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from tests.conftest import ROOT, launch, refused, run
-from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, OptimConfig, Recipe
+from trainer.alignment_config import AlignmentConfig
+from trainer.model_config import ModelConfig
+from trainer.recipe import DataConfig, OptimConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate, load_questions, load_training

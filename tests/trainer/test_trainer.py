@@ -23,13 +23,15 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from tests.conftest import ROOT, SMALL, SMALL_VIRAL, recipe, refused, run, start
+from trainer.alignment_config import AlignmentConfig
 from trainer.build.toy_llava import encoder_config
 from trainer.checks import checked_stages
 from trainer.dry_run.plan import plan
+from trainer.model_config import ModelConfig
 from trainer.objectives import AlignmentHead, cosine_loss
 from trainer.output.checkpoints import check_same_sources, publish_checkpoint, write_sources
 from trainer.output.folder import check_output, write_recipe
-from trainer.recipe import AlignmentConfig, DataConfig, ModelConfig, Recipe
+from trainer.recipe import DataConfig, Recipe
 from trainer.run import train
 from trainer.sampling import shuffled
 from trainer.setups.packed import PackedSetup

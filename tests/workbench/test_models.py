@@ -233,7 +233,7 @@ def test_a_revision_reaches_the_hub_and_the_record(
 
 
 def test_the_trainers_models_have_revisions() -> None:
-    from trainer.recipe import ModelConfig
+    from trainer.model_config import ModelConfig
 
     assert ModelConfig(name="some/model", revision="v1").revision == "v1"
     assert (

@@ -13,16 +13,9 @@ from typing import Annotated, Any, get_type_hints
 import pytest
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
-from trainer.recipe import (
-    AlignmentConfig,
-    DataConfig,
-    LoraConfig,
-    ModelConfig,
-    MonitorConfig,
-    OptimConfig,
-    Recipe,
-    SelectionConfig,
-)
+from trainer.alignment_config import AlignmentConfig, SelectionConfig
+from trainer.model_config import LoraConfig, ModelConfig
+from trainer.recipe import DataConfig, MonitorConfig, OptimConfig, Recipe
 from workbench.analysis.declaration import Where
 from workbench.analysis.discover import load_analyses
 from workbench.cli import parse

@@ -26,7 +26,7 @@ from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from trainer.build.language import FLATTEN_CONTENT, IMAGE, append_mean_rows
-from trainer.recipe import ModelConfig
+from trainer.model_config import ModelConfig
 from workbench.convert.build import CHAT_TEMPLATE, SYSTEM
 from workbench.errors import ConfigError, ModelError, WeightsError, one_line
 from workbench.mllm import MLLM

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trainer.recipe import LoraConfig
+from trainer.model_config import LoraConfig
 from workbench.errors import ConfigError, UnknownNameError
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.build.lora import add_lora
-from trainer.recipe import ModelConfig
+from trainer.model_config import ModelConfig
 from workbench.mllm import MLLM
 from workbench.mllm.family import family_of
 

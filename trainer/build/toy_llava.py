@@ -27,7 +27,7 @@ from transformers import (
 
 from trainer.build.language import copy_language_weights, language_config, language_tokenizer
 from trainer.build.second_encoder import llava_class, pad_for_second_encoder, second_encoder_config
-from trainer.recipe import ModelConfig
+from trainer.model_config import ModelConfig
 from workbench.errors import ConfigError, one_line
 from workbench.hashing import fingerprint, saved_tensors, tokenizer_settings
 from workbench.mllm.load import SECOND_ENCODER

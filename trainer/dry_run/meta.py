@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration, PretrainedConfig
 
-from trainer.alignment import Alignment, attach_alignment
+from trainer.alignment import Alignment, attach
 from trainer.build.assembled_llava import check_parts, describe_parts
 from trainer.build.second_encoder import pad_for_second_encoder
 from trainer.head_choice import candidates
 from trainer.masking import attach_mask
-from trainer.recipe import ModelConfig, Recipe
+from trainer.model_config import ModelConfig
+from trainer.recipe import Recipe
 from workbench.errors import ConfigError, one_line
 from workbench.mllm import VisualTokens
 from workbench.mllm.base import WeightlessMLLM
@@ -89,7 +90,7 @@ def check_files(config: ModelConfig) -> dict[str, WeightFiles | None]:
 
 @dataclass(frozen=True)
 class Attached:
-    """What `attach` added to a model, and the shapes that it found.
+    """What `attach_on_meta` added to a model, and the shapes that it found.
 
     Attributes:
         alignment: the alignment heads, if any.
@@ -108,7 +109,7 @@ class Attached:
 
 
 @torch.no_grad()
-def attach(
+def attach_on_meta(
     recipe: Recipe,
     model: Any,
     vision: Mapping[str, Any],
@@ -189,18 +190,9 @@ def attach(
             if settings.residual == "none"
             else attach_residual(model, settings.residual, sorted(settings.layer), width)
         )
-        alignment = None
-        if settings.objective != "none":
-            options: dict[str, Any] = {
-                "objective": settings.objective,
-                "heads": settings.heads,
-                "where": settings.where,
-                "final_norm": settings.final_norm,
-                "hidden": settings.hidden,
-            }
-            # which heads will be chosen depends on the weights, but not the sizes
-            chosen = candidates(model, settings)[: settings.selection.heads] if settings.chooses_heads else None
-            alignment = attach_alignment(model, layers=chosen or settings.layer, dims=dims, **options)
+        # which heads will be chosen depends on the weights, but not the sizes
+        chosen = candidates(model, settings)[: settings.selection.heads] if settings.chooses_heads else None
+        alignment = attach(model, settings, dims, chosen)
         if settings.mask:
             attach_mask(model, settings.mask)
     if residual is not None:

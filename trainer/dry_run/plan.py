@@ -17,7 +17,7 @@ from trainer.build.partition import choose_trained
 from trainer.build.second_encoder import llava_class
 from trainer.build.toy_llava import build_processor, check_start, freeze, llava_config
 from trainer.checks import checked_stages
-from trainer.dry_run.meta import attach, check_files, on_meta, outline
+from trainer.dry_run.meta import attach_on_meta, check_files, on_meta, outline
 from trainer.dry_run.sizes import FLOAT, HALF, Sizes, checkpoint_bytes, gigabytes, sizes_of, weights_line
 from trainer.output.folder import check_output
 from trainer.recipe import Recipe
@@ -236,7 +236,7 @@ def _packed_questions(recipe: Recipe) -> Plan:
     splits = load_questions(recipe.data, recipe.seed)
     model, processor = meta_model(recipe, splits.words)
     tokens = model.config.image_seq_length
-    attached = attach(recipe, model, *one_square(model, tokens))
+    attached = attach_on_meta(recipe, model, *one_square(model, tokens))
     sizes = sizes_of(model, attached.alignment, attached.residual)
     packer = Packer(processor, tokens)
     sequence = max(
@@ -276,7 +276,7 @@ def meta_model(recipe: Recipe, words: list[str]) -> tuple[PreTrainedModel, Llava
 
 
 def one_square(model: PreTrainedModel, tokens: int) -> tuple[dict[str, torch.Tensor], list[VisualTokens], int, int]:
-    """Return the last four arguments of `attach`: one square image, in a sequence with one token of text after it."""
+    """Return the last four arguments of `attach_on_meta`: a square image, followed by one token of text."""
     side = int(tokens**0.5)
     pixels = side * model.config.vision_config.patch_size
     return (
@@ -311,7 +311,7 @@ def _conversations(recipe: Recipe) -> Plan:
         )
     ids = sample.inputs["input_ids"][0]
     (visual,), placeholders = mllm.visual_tokens(sample), int((ids == mllm.config.image_token_id).sum())
-    attached = attach(recipe, mllm.model, sample.vision, visual, placeholders, len(ids))
+    attached = attach_on_meta(recipe, mllm.model, sample.vision, visual, placeholders, len(ids))
     sizes = sizes_of(mllm.model, attached.alignment, attached.residual)
     features = 0
     if recipe.data.features == "cache" and recipe.alignment.aligned and recipe.alignment.target == "vfm":

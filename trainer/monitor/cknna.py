@@ -17,7 +17,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from trainer.recipe import AlignmentConfig, MonitorConfig, Recipe
+from trainer.alignment_config import AlignmentConfig
+from trainer.recipe import MonitorConfig, Recipe
 from trainer.setups.base import MonitorBatch, Setup
 from workbench.errors import ConfigError, DataError, UnknownNameError, WeightsError
 from workbench.metrics import METRICS

@@ -13,7 +13,8 @@ from transformers import set_seed
 
 from trainer import distributed
 from trainer.aligned_model import AlignedMLLMForConditionalGeneration
-from trainer.alignment import Alignment, attach_alignment
+from trainer.alignment import Alignment, attach
+from trainer.alignment_config import AlignmentConfig
 from trainer.build.assembled_llava import build_from_parts
 from trainer.build.frozen_precision import half_autocast, halve_frozen
 from trainer.build.partition import checkpoint_activations, choose_trained
@@ -21,7 +22,7 @@ from trainer.evaluation import Evaluation, answer_questions, language_loss
 from trainer.frozen import check_frozen, frozen_fingerprint
 from trainer.head_choice import HeadChoice, choose_heads
 from trainer.masking import attach_mask
-from trainer.recipe import AlignmentConfig, Recipe
+from trainer.recipe import Recipe
 from trainer.setups.base import MonitorBatch, MonitorBatches
 from trainer.setups.conversation_checks import check_conversations
 from trainer.setups.conversation_data import Collator, ConversationSet, GroupedSampler
@@ -313,21 +314,12 @@ def _attach_heads(
         width: number of features that the projector receives per visual token.
         choice: the attention heads that are aligned, where single ones are.
     """
-    if settings.objective == "none":
+    if not settings.aligned:
         return None
     torch.manual_seed(seed)
     widths: dict[str, int] = {"encoder": width, "projector": mllm.config.get_text_config().hidden_size}
     dims: dict[str, int] = targets.dims if targets is not None else {settings.target: widths[settings.target]}
-    return attach_alignment(
-        mllm,
-        layers=settings.layer if choice is None else choice.chosen,
-        dims=dims,
-        objective=settings.objective,
-        heads=settings.heads,
-        where=settings.where,
-        hidden=settings.hidden,
-        final_norm=settings.final_norm,
-    )
+    return attach(mllm, settings, dims, None if choice is None else choice.chosen)
 
 
 def _parameter_counts(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from trainer import distributed
+from trainer.model_config import ModelConfig
 from trainer.preflight import look_through
-from trainer.recipe import ModelConfig, Recipe
+from trainer.recipe import Recipe
 from trainer.setups.conversation_data import ConversationSet
 from trainer.setups.conversation_splits import ConversationSplits
 from workbench.data import Dataset, Sample

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, set_seed
 
 from trainer.aligned_model import AlignedForConditionalGeneration
-from trainer.alignment import Alignment, attach_alignment
+from trainer.alignment import Alignment, attach
 from trainer.build.connector_init import init_projector, mean_channel_std
 from trainer.build.dropout import add_dropout
 from trainer.build.lora import add_lora
@@ -22,7 +22,8 @@ from trainer.evaluation import Evaluation, answer_packed
 from trainer.frozen import check_frozen, frozen_fingerprint
 from trainer.head_choice import HeadChoice, choose_heads
 from trainer.masking import attach_mask
-from trainer.recipe import ModelConfig, Recipe
+from trainer.model_config import ModelConfig
+from trainer.recipe import Recipe
 from trainer.sampling import Stream
 from trainer.setups.base import MonitorBatch, MonitorBatches
 from trainer.setups.packed_data import PackedDataset, Packer, Splits, collate, first_questions, load_questions
@@ -277,23 +278,11 @@ def _attach_heads(
         targets: targets of the training split; None if the target is the projector's output.
         choice: the attention heads that are aligned, where single ones are.
     """
-    settings = recipe.alignment
-    if settings.objective == "none":
-        return None
     if targets is None:
         dims = {"projector": llava.lm_head.in_features}
     else:
         dims = {name: features.shape[-1] for name, features in targets.items()}
-    return attach_alignment(
-        llava,
-        layers=settings.layer if choice is None else choice.chosen,
-        dims=dims,
-        objective=settings.objective,
-        heads=settings.heads,
-        where=settings.where,
-        final_norm=settings.final_norm,
-        hidden=settings.hidden,
-    )
+    return attach(llava, recipe.alignment, dims, None if choice is None else choice.chosen)
 
 
 def _sources_record(model: ModelConfig, splits: Splits, fingerprints: Mapping[str, str]) -> dict[str, object]:

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from trainer.alignment_config import AlignmentConfig
 from trainer.build.connector_init import mean_channel_std
 from trainer.build.second_encoder import JoinedFeatures, stored_second_encoder
 from trainer.build.toy_llava import connector_inputs
-from trainer.recipe import AlignmentConfig, Recipe
+from trainer.recipe import Recipe
 from trainer.setups.packed_data import Splits
 from trainer.targets.feature_store import frozen_features
 from trainer.targets.features import Features

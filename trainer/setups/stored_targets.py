@@ -9,7 +9,7 @@ from itertools import chain
 from PIL import Image
 from torch import Tensor
 
-from trainer.recipe import AlignmentConfig
+from trainer.alignment_config import AlignmentConfig
 from trainer.setups.conversation_data import ConversationSet, encode_rows
 from trainer.targets.feature_store import frozen_features
 from trainer.targets.features import Features

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from trainer.recipe import AlignmentConfig
+from trainer.alignment_config import AlignmentConfig
 from trainer.targets.features import DerivedFeatures, Features, shuffle_images
 from workbench.mllm import VisualTokens
 from workbench.spatial.vfm_patches import patches_under

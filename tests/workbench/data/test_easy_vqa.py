@@ -12,7 +12,7 @@ from PIL import Image
 from tests.conftest import SMALL, recipe, run
 from tests.worlds import hashes_in_fresh_processes, load_or_skip, text_only
 from trainer.build.toy_llava import build_processor
-from trainer.recipe import ModelConfig
+from trainer.model_config import ModelConfig
 from workbench.data import Dataset, load_data
 from workbench.data.easy_vqa import OPTIONS, SOURCE, category_of
 from workbench.data.sources import source_folder

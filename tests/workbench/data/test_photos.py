@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from tests.conftest import SMALL, recipe, run
 from tests.worlds import answer_p_value, assert_at_chance, hashes_in_fresh_processes, load_or_skip
 from trainer.build.toy_llava import build_processor
-from trainer.recipe import ModelConfig
+from trainer.model_config import ModelConfig
 from workbench.data import Dataset, asked_object, load_data, sources
 from workbench.data.photos import CATEGORIES, OBJECTS, SIZE, STAMPS, object_name
 from workbench.data.scenes import CENTER_MARGIN, RELATION_MARGIN

@@ -18,8 +18,9 @@ import torch
 
 from tests.students import Bomb, pickled, picture
 from tests.tiny import build
+from trainer.alignment_config import AlignmentConfig
 from trainer.dry_run.meta import attach, check_files, outline
-from trainer.recipe import AlignmentConfig, ModelConfig
+from trainer.model_config import ModelConfig
 from workbench.devices import check_device
 from workbench.errors import ConfigError, ModelError, UnknownNameError, WorkbenchError, one_line
 from workbench.mllm import MLLM

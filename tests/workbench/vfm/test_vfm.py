@@ -44,8 +44,9 @@ from transformers import (
 from tests.conftest import ROOT
 from tests.students import Bomb, pickled
 from tests.tiny import randomize
+from trainer.alignment_config import AlignmentConfig
 from trainer.output.folder import check_same_recipe, write_recipe
-from trainer.recipe import AlignmentConfig, Recipe
+from trainer.recipe import Recipe
 from trainer.setups.packed_features import vfm_features
 from trainer.targets.vfm_targets import load_vfms, vfm_record
 from workbench.data import load_data
