@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
 from workbench import figures
-from workbench.dashboard.site import Site, cached, choice, plain
+from workbench.dashboard.site import Site, cached, choice, complain, once, plain, write_address
 from workbench.dashboard.stories import stamp
 from workbench.dashboard.thumbnails import samples_of, thumbnail_of
+from workbench.data.base import content_hash
 from workbench.overview.answers import Answered, answered, image_numbers, measures_with_images
 from workbench.overview.differences import Pair
 from workbench.overview.measures import MEASURES
@@ -48,12 +51,12 @@ def page(site: Site) -> None:
         shown, title = _filtered(site, data, table)
     with right:
         _counts(table, first, second)
-    shown = _scatter(shown, title, second)
+    shown = _lasso(shown, data.pair, stamp(site, data.pair.keys))
     if shown.empty:
         st.info("No question is left: widen the filters.")
         return
     _rows(site, data, shown, spec, title)
-    _downloads(shown, spec)
+    _downloads(site, shown, spec)
 
 
 @cached
@@ -106,9 +109,14 @@ def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataF
     first, second = data.pair.names
     names = {key: text.format(first=first, second=second) for key, text in OUTCOMES.items()}
     outcome = choice("outcome", list(names), "all", "Outcome", format_func=names.__getitem__)
-    left, right = st.columns(2)
+    left, middle, right = st.columns(3)
     types = left.multiselect(
         "Question types", sorted(table["category"].unique()), key="types", bind="query-params", placeholder="all"
+    )
+    of_image = _objects(data.pair.first[0].test_data)
+    names_of_objects = sorted({name for objects in of_image.values() for name in objects})
+    objects = middle.multiselect(
+        "Objects in the image", names_of_objects, key="objects", bind="query-params", placeholder="any"
     )
     text = right.text_input("Words in question or answer", key="text", bind="query-params", placeholder="such as red")
     table = _with_number(site, data, table)
@@ -121,15 +129,26 @@ def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataF
     if by in titles:
         table = _with_measure(site, data, table, titles[by], middle, by)
     descending = right.toggle("Largest first", value=True, key="down", bind="query-params")
-    kept = table[_passes(table, outcome)]
+    shown = table[_passes(table, outcome)]
     if types:
-        kept = kept[kept["category"].isin(types)]
+        shown = shown[shown["category"].isin(types)]
+    if objects:
+        shown = shown[shown["image_id"].map(lambda image: set(objects) <= of_image.get(image, frozenset()))]
     if text:
-        hit = kept["question"].str.contains(text, case=False, regex=False)
-        kept = kept[hit | kept["answer"].str.contains(text, case=False, regex=False)]
-    if by in kept:
-        kept = kept.dropna(subset=[by]).sort_values(by, ascending=not descending, kind="stable")
-    return kept.reset_index(drop=True), by
+        hit = shown["question"].str.contains(text, case=False, regex=False)
+        shown = shown[hit | shown["answer"].str.contains(text, case=False, regex=False)]
+    if by in shown:
+        without = int(shown[by].isna().sum())
+        if without:
+            st.caption(f"{without:,} questions have no such number of their image and are left out.")
+        shown = shown.dropna(subset=[by]).sort_values(by, ascending=not descending, kind="stable")
+    return shown.reset_index(drop=True), by
+
+
+@cached
+def _objects(spec: str) -> dict[str, frozenset[str]]:
+    """Return {image: names of its objects}, empty if the data set is not on this machine."""
+    return {sample.image_id: frozenset(o.name for o in sample.objects) for sample in samples_of(spec).values()}
 
 
 def _with_number(site: Site, data: Answered, table: pd.DataFrame) -> pd.DataFrame:
@@ -145,6 +164,11 @@ def _with_measure(
     layers = [MEAN, *map(str, sorted(set(MEASURES[key].select(runs[0])["layer"].astype(int))))]
     layer = column.selectbox("Layer", layers, key="el", bind="query-params")
     numbers = _numbers(key, site.stored, data.pair, stamp(site, data.pair.keys), layer)
+    series = list(dict.fromkeys(numbers["series"]))
+    if len(series) > 1:
+        with column:
+            picked = choice("es", series, series[0], "Compared with", listed=True)
+        numbers = numbers[numbers["series"] == picked]
     if numbers["image_id"].isin(table["image_id"]).sum() == 0:
         st.caption(
             plain(f"The analysis was run on other images ({runs[0].record.get('data')}) than the questions are about.")
@@ -181,77 +205,143 @@ def _counts(table: pd.DataFrame, first: str, second: str) -> None:
     st.dataframe(counts, width="stretch", height=108)
 
 
-def _scatter(shown: pd.DataFrame, by: str, second: str) -> pd.DataFrame:
-    """Draw probability against probability (or the sorted number); return the questions inside a lasso."""
+def _lasso(shown: pd.DataFrame, pair: Pair, stamps: tuple[object, ...]) -> pd.DataFrame:
+    """Draw probability against probability if that is asked for; return the questions inside a lasso."""
     if "p_first" not in shown or shown.empty:
         return shown
-    with st.expander("Probability of the right answer: choose questions with the lasso"):
-        points = shown.head(POINTS)
-        figure = figures.new_figure(
-            xaxis_title="first model", yaxis_title="second model", height=340, hovermode="closest", dragmode="lasso"
-        )
-        figure.add_scattergl(
-            x=points["p_first"],
-            y=points["p_second"],
-            mode="markers",
-            marker={
-                "size": 5,
-                "color": [figures.COLORS[0] if d > 0 else figures.COLORS[1] for d in points["p_difference"]],
-            },
-            customdata=points[["id", "question", "answer"]],
-            hovertemplate="%{customdata[1]} (%{customdata[2]}): %{x:.2f} → %{y:.2f}<extra></extra>",
-        )
-        figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line={"color": figures.GRAY, "dash": "dot"})
-        event = st.plotly_chart(
-            figure,
-            width="stretch",
-            config=figures.EXPORT,
-            key="p-scatter",
-            on_select="rerun",
-            selection_mode=("lasso", "box"),
-        )
-        if len(shown) > POINTS:
-            st.caption(f"The first {POINTS:,} of {len(shown):,} questions.")
-        chosen = event["selection"]["point_indices"]
+    if not st.toggle("Choose questions with a lasso, by both probabilities", key="lasso", bind="query-params"):
+        return shown
+    points = shown.head(POINTS)
+    key = ("lasso", stamps, pair.names, content_hash(*points["id"]))
+    event = st.plotly_chart(
+        once(key, lambda: _scatter(points, pair)),
+        width="stretch",
+        config=figures.EXPORT,
+        key="p-scatter",
+        on_select="rerun",
+        selection_mode=("lasso", "box"),
+    )
+    if len(shown) > POINTS:
+        st.caption(f"The first {POINTS:,} of {len(shown):,} questions.")
+    chosen = [place for place in event["selection"]["point_indices"] if place < len(points)]
     return shown.iloc[sorted(chosen)].reset_index(drop=True) if chosen else shown
+
+
+def _scatter(points: pd.DataFrame, pair: Pair) -> figures.Figure:
+    """Draw the probability of the right answer of both models, a point for each question."""
+    first, second = (figures.plain_name(name) for name in pair.names)
+    figure = figures.new_figure(
+        xaxis_title=f"p of the right answer, {first}",
+        yaxis_title=f"p of the right answer, {second}",
+        height=340,
+        hovermode="closest",
+        dragmode="lasso",
+    )
+    below, above = (figures.color_of(name, side) for side, name in enumerate(pair.names))
+    figure.add_scattergl(
+        x=points["p_first"],
+        y=points["p_second"],
+        mode="markers",
+        marker={
+            "size": 5,
+            "color": (points["p_difference"] > 0).astype(float),
+            "colorscale": [(0, below), (1, above)],
+            "cmin": 0,
+            "cmax": 1,
+        },
+        customdata=points[["question", "answer"]].map(figures.plain_name),
+        hovertemplate="%{customdata[0]} (%{customdata[1]}): %{x:.2f} → %{y:.2f}<extra></extra>",
+    )
+    figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line={"color": figures.GRAY, "dash": "dot"})
+    return figure
 
 
 # --- the table ------------------------------------------------------------------------------------
 
 
 def _rows(site: Site, data: Answered, shown: pd.DataFrame, spec: str, by: str) -> None:
-    """Draw one page of the questions with thumbnails; a chosen row is drawn large, with links."""
-    pages = -(-len(shown) // ROWS)
+    """Draw one page of the questions with thumbnails, and the chosen one large, with its neighbors by J and K."""
+    ids = shown["id"].tolist()
+    place = _place(ids, data)
+    pages = -(-len(ids) // ROWS)
+    state = st.session_state
+    turned = int(state.get("turned", 0))  # a new widget, since its page can't be set otherwise
+    if state.pop("turn-page", False) or state.get(f"page-{turned}", 1) > pages:
+        state["turned"] = turned = turned + 1
     number = 1
     if pages > 1:
-        number = st.pagination(pages, key="page", bind="query-params") or 1
-    rows = shown.iloc[(number - 1) * ROWS : number * ROWS].reset_index(drop=True)
-    st.caption(f"{len(shown):,} questions; {(number - 1) * ROWS + 1} to {(number - 1) * ROWS + len(rows)} are shown.")
-    view = pd.DataFrame({"image": [thumbnail_of(spec, question) for question in rows["id"]]})
-    for column in ("question", "answer", "given_first", "given_second", "category"):
-        if column in rows:
-            view[column] = rows[column]
-    view["first"], view["second"] = rows["first"], rows["second"]
-    for column in ("p_first", "p_second"):
-        if column in rows:
-            view[column] = rows[column]
-    if by in rows and by not in (BY_P, BY_SHARE):
-        view["number"] = rows[by]
+        number = st.pagination(pages, default=place // ROWS + 1, key=f"page-{turned}") or 1
+    start = (number - 1) * ROWS
+    if not start <= place < start + ROWS:  # the user has turned the page
+        place = start
+    rows = shown.iloc[start : start + ROWS].reset_index(drop=True)
+    write_address("q", [ids[place]], shown=place > 0)
+    st.caption(f"{len(ids):,} questions; {start + 1} to {start + len(rows)} are shown.")
     left, right = st.columns([3, 1], gap="medium")
-    event = left.dataframe(
-        view,
+    left.dataframe(
+        _view(rows, spec, by, place - start),
         hide_index=True,
         width="stretch",
         row_height=56,
         height=620,
         column_config=_columns(data, by),
         key=f"questions-{number}",
-        on_select="rerun",
+        on_select=partial(_pick, f"questions-{number}", rows["id"].tolist()),
         selection_mode="single-row",
     )
-    chosen = event["selection"]["rows"]
     with right:
-        _one(site, data, rows.iloc[chosen[0] if chosen else 0], spec)
+        _one(site, data, shown.iloc[place], spec)
+        with st.container(horizontal=True):
+            for label, step, key in (("Previous", -1, "K"), ("Next", 1, "J")):
+                st.button(
+                    label,
+                    key=f"step-{key}",
+                    shortcut=key,
+                    disabled=not 0 <= place + step < len(ids),
+                    on_click=_go,
+                    args=(ids[min(max(place + step, 0), len(ids) - 1)],),
+                )
+        st.caption(f"{place + 1:,} of {len(ids):,}")
+
+
+def _place(ids: list[str], data: Answered) -> int:
+    """Return the place of the question that the address names, 0 if it names none that is shown."""
+    named = st.query_params.get("q")
+    if named in ids:
+        if st.session_state.get("q-address") != [named]:  # the address is new, so its page is shown
+            st.session_state["turn-page"] = True
+        return ids.index(named)
+    if named is not None and not (data.table["id"] == named).any() and st.session_state.get("q-address") != [named]:
+        complain("q", named, ids[0])
+        write_address("q", [], shown=False)
+        st.rerun()
+    return 0
+
+
+def _pick(table: str, ids: list[str]) -> None:
+    """Choose the question of the row that was clicked."""
+    rows = st.session_state[table]["selection"]["rows"]
+    if rows and rows[0] < len(ids):
+        write_address("q", [ids[rows[0]]])
+
+
+def _go(question: str) -> None:
+    """Choose a question, and turn to its page."""
+    write_address("q", [question])
+    st.session_state["turn-page"] = True
+
+
+def _view(rows: pd.DataFrame, spec: str, by: str, chosen: int) -> pd.DataFrame:
+    """Return the columns that the table of questions has, with a mark at the chosen row."""
+    view = pd.DataFrame({"chosen": ["▸" if place == chosen else "" for place in range(len(rows))]})
+    view["image"] = [thumbnail_of(spec, question) for question in rows["id"]]
+    names = ("question", "answer", "given_first", "given_second", "category", "first", "second", "p_first", "p_second")
+    for column in names:
+        if column in rows:
+            view[column] = rows[column]
+    if by in rows and by not in (BY_P, BY_SHARE):
+        view["number"] = rows[by]
+    return view
 
 
 def _columns(data: Answered, by: str) -> dict[str, Any]:
@@ -260,6 +350,7 @@ def _columns(data: Answered, by: str) -> dict[str, Any]:
     share = "share of its seeds that answer right" if several else "1 if right, 0 if wrong"
     given = data.pair.shared[0]
     return {
+        "chosen": config.TextColumn("", width=24),
         "image": config.ImageColumn("image", width="small"),
         "question": config.TextColumn("question", width="medium"),
         "answer": config.TextColumn("right answer"),
@@ -292,10 +383,12 @@ def _one(site: Site, data: Answered, row: pd.Series, spec: str) -> None:
     site.link("explorer", "Look inside both", i=row["image_id"], q=row["id"])
 
 
-def _downloads(shown: pd.DataFrame, spec: str) -> None:
+def _downloads(site: Site, shown: pd.DataFrame, spec: str) -> None:
     """Draw downloads of the questions that are shown, as a table and as a list that analyses accept."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.download_button("Table as CSV", shown.to_csv(index=False), "questions.csv", "text/csv")
+        st.download_button("Table as CSV", partial(shown.to_csv, index=False), "questions.csv", "text/csv")
         st.download_button("As a data set", "\n".join(shown["id"]) + "\n", "ids.txt", "text/plain")
     st.caption("An analysis of these questions alone:")
-    st.code(f"python -m analyses.permutation --model ... --data {spec} --ids ids.txt", language="bash", wrap_lines=True)
+    models = [str(site.root / key) for key in site.pair.keys] if site.pair else []
+    words = ["python", "-m", "analyses.permutation", "--model", *models, "--data", spec, "--ids", "ids.txt"]
+    st.code(shlex.join(words), language="bash", wrap_lines=True)

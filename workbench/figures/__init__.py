@@ -1,7 +1,7 @@
 """The plotly template and the kinds of charts that several analyses share."""
 
 from workbench.figures.charts import accuracy_by_type, bars, points
-from workbench.figures.colors import colored, model_colors
+from workbench.figures.colors import color_of, colored, model_colors
 from workbench.figures.compared import LINES, difference_dots, layer_curves_named, layer_heat, layer_strip, named_curves
 from workbench.figures.layers import difference_curves, layer_curves, name_final_norm, with_ceilings
 from workbench.figures.maps import Overlay, WordMap, layered_overlays, overlays, word_maps
@@ -32,6 +32,7 @@ __all__ = [
     "WordMap",
     "accuracy_by_type",
     "bars",
+    "color_of",
     "colored",
     "difference_curves",
     "difference_dots",

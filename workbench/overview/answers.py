@@ -220,9 +220,9 @@ def image_numbers(measure: Measure, stored: Stored, pair: Pair, layer: int | Non
         layer: the layer; by default the mean over layers.
 
     Returns:
-        Columns image_id, first, second, difference; empty where the analysis is not stored of both.
+        Columns series, image_id, first, second, difference; empty where the analysis is not stored of both.
     """
-    columns = ["image_id", "first", "second", "difference"]
+    columns = ["series", "image_id", "first", "second", "difference"]
     sides = []
     for side in (0, 1):
         keys = [models[side].key for models in pair.shared]
@@ -232,7 +232,7 @@ def image_numbers(measure: Measure, stored: Stored, pair: Pair, layer: int | Non
             return pd.DataFrame(columns=columns)
         table = pd.concat([by_image(measure, run) for run in runs])
         table = table if layer is None else table[table["layer"] == layer]
-        sides.append(table.groupby("image_id")["value"].mean())
+        sides.append(table.groupby(["series", "image_id"])["value"].mean())
     both = pd.concat(sides, axis=1, keys=["first", "second"], join="inner")
     return both.assign(difference=both["second"] - both["first"]).reset_index()[columns]
 

@@ -182,6 +182,39 @@ def test_examples_filters_sorts_and_exports(two: Path, monkeypatch: pytest.Monke
     assert "No question is left" in text_of(app)
 
 
+def test_examples_steps_through_the_questions_and_a_link_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, right in (("baseline", 0.0), ("viral", 1.0)):
+        train(tmp_path, name, right=share(right, 120), aligned=name == "viral", layer=[1])
+
+    def shown(app: AppTest) -> tuple[str, int, str]:
+        table = app.dataframe[1].value
+        (marked,) = table.index[table["chosen"] == "▸"]
+        asked = next(m.value for m in app.markdown if m.value.startswith("**what")).replace("\\", "")
+        assert table["question"][marked] in asked
+        return re.findall(r"what (\d+)", asked)[0], len(table), "".join(app.query_params.get("q", ""))
+
+    app = open_page("examples", tmp_path, monkeypatch)
+    assert shown(app) == ("0", 50, "")
+    assert app.button(key="step-K").disabled
+    app.button(key="step-J").click().run()
+    assert shown(app) == ("1", 50, "q001")
+    app = open_page("examples", tmp_path, monkeypatch, q="q049")
+    assert shown(app) == ("49", 50, "q049")
+    app.button(key="step-J").click().run()
+    assert shown(app) == ("50", 50, "q050")  # it turns the page
+    app.button(key="step-K").click().run()
+    assert shown(app) == ("49", 50, "q049")
+    last = open_page("examples", tmp_path, monkeypatch, q="q119")
+    assert shown(last) == ("119", 20, "q119")
+    assert last.button(key="step-J").disabled
+    gone = open_page("examples", tmp_path, monkeypatch, q="away")
+    assert [w.value.replace("\\", "") for w in gone.warning] == [
+        "The link names question away, which is not in this folder; shown is q000."
+    ]
+
+
 def test_evidence_lists_what_cannot_be_read(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, file, size in (("cut", "training.json", 50), ("short", "evaluation.parquet", 80)):
         folder = train(two, name, right=share(0.5))
