@@ -43,8 +43,12 @@ VIRAL = [
 ]
 
 
-def picture(seed: int, width: int = 90, height: int = 60) -> Image.Image:
+def noise_image(seed: int, width: int = 90, height: int = 60) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def square_image(seed: int) -> Image.Image:
+    return noise_image(seed, 112, 112)
 
 
 def rows(images: int = 8, texts: int = 2) -> list[dict[str, Any]]:
@@ -82,7 +86,7 @@ def write(folder: Path, given: list[dict[str, Any]] | None = None) -> Path:
     for number, row in enumerate(given):
         for name in [row["image"]] if isinstance(row.get("image"), str) else row.get("image", []):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            picture(number + 100 * name.startswith("gqa")).save(folder / name)
+            noise_image(number + 100 * name.startswith("gqa")).save(folder / name)
     (folder / "mix.json").write_text(json.dumps(given))
     return folder / "mix.json"
 

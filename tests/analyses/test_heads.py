@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from analyses.heads import ANALYSIS, differences, summary
+from tests.students import noise_image, square_image
 from tests.tiny import BUILDERS, build
 from workbench.analysis.api import run_analysis
 from workbench.attention_heads import attention_heads, output_projection
@@ -26,10 +26,6 @@ from workbench.spatial.vfm_patches import patches_under
 from workbench.vfm import load_vfm
 
 VFM = "efficientnet-lite0"
-
-
-def picture(seed: int, width: int = 112, height: int = 112) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
 def plain_outputs(model: Any, inputs: Any, layer: int) -> torch.Tensor:
@@ -60,7 +56,7 @@ def check_family(name: str, folder: Path) -> None:
     path = build(name, folder)
     mllm = MLLM.load(str(path), validate=False)
     plain = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
-    batch = mllm.encode([picture(0, 160, 90), picture(1)], ["what is this ?", "a red cat ?"])
+    batch = mllm.encode([noise_image(0, 160, 90), square_image(1)], ["what is this ?", "a red cat ?"])
     visual = mllm.visual_tokens(batch)
     heads = attention_heads(mllm.model, [mllm.n_layers, 1])
     count = mllm.config.get_text_config().num_attention_heads

@@ -13,15 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from tests.conftest import SMALL, recipe, refused
+from tests.students import noise_image, square_image
 from tests.tiny import BUILDERS, build
+from tests.trainer.small import TINY, tiny
 from trainer.alignment import attach_alignment
 from trainer.alignment_config import AlignmentConfig
-from trainer.model_config import LoraConfig, ModelConfig
+from trainer.model_config import LoraConfig
 from trainer.objectives import AlignmentHead, cosine_loss, relation_loss, weight_at
 from trainer.recipe import DataConfig, Recipe
 from trainer.run import train
@@ -38,21 +39,7 @@ from workbench.mllm.residual import attach_residual
 from workbench.spatial.vfm_patches import patches_under
 from workbench.vfm import load_vfm
 
-TINY = Recipe(model=ModelConfig(layers=3, width=32, ffn=64), data=DataConfig(limit_train=8, limit_val=4))
 VFMS = ("efficientnet-lite0", "dinov2-small")
-
-
-def tiny(**settings: Any) -> Recipe:
-    return replace(TINY, alignment=AlignmentConfig(**({"objective": "cosine", "layer": (2,), "hidden": 16} | settings)))
-
-
-def picture(seed: int, width: int = 112, height: int = 112) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("llava", tmp_path_factory.mktemp("llava"))
 
 
 # --- losses ---------------------------------------------------------------------------------------
@@ -161,7 +148,10 @@ def test_the_attached_loss_is_the_mean_over_layers_and_targets_in_float64(
         mllm, layers=[3, 1], dims=dims, objective=objective, heads=heads, where=where, hidden=8
     )  # type: ignore[arg-type]
     assert len(alignment.heads) == {"each": 4, "shared": 2, "none": 0}[heads]
-    batch = mllm.encode([picture(0), [picture(1), picture(2)]], ["what is this ?", "a red cat ?"])
+    batch = mllm.encode(
+        [square_image(0), [square_image(1), square_image(2)]],
+        ["what is this ?", "a red cat ?"],
+    )
     tokens = mllm.visual_tokens(batch)
     targets = {
         name: [torch.randn(len(part.index), dim, requires_grad=True) for sample in tokens for part in sample]
@@ -194,7 +184,7 @@ def test_the_attached_loss_is_the_mean_over_layers_and_targets_in_float64(
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_every_family_is_a_student_and_nothing_of_the_model_changes(name: str, tmp_path: Path) -> None:
     mllm = MLLM.load(str(build(name, tmp_path)), validate=False)
-    batch = mllm.encode([picture(0, 160, 90), picture(1)], ["what is this ?", "a red cat ?"])
+    batch = mllm.encode([noise_image(0, 160, 90), square_image(1)], ["what is this ?", "a red cat ?"])
     tokens = mllm.visual_tokens(batch)
     names, before = set(mllm.model.state_dict()), mllm.model(**batch.inputs).logits
     torch.manual_seed(0)
@@ -231,7 +221,7 @@ def test_activation_checkpointing_gives_the_same_gradients(llava: Path, where: s
             mllm.model.activation_checkpointing_enable({"use_reentrant": reentrant})
             mllm.model.enable_input_require_grads()
         for seed in (0, 1):  # accumulated
-            batch = mllm.encode([picture(seed)], ["what is this ?"])
+            batch = mllm.encode([square_image(seed)], ["what is this ?"])
             tokens = mllm.visual_tokens(batch)
             target = torch.randn(16, 6, generator=torch.Generator().manual_seed(seed))
             if checkpointing and reentrant and where == "attention":
@@ -258,7 +248,7 @@ def test_activation_checkpointing_gives_the_same_gradients(llava: Path, where: s
 def test_the_last_layer_is_read_before_or_after_the_final_norm(llava: Path) -> None:
     """transformers' own last hidden state is after it, and its others are outputs of blocks."""
     mllm = MLLM.load(str(llava), validate=False)
-    batch = mllm.encode([picture(0)], ["what is this ?"])
+    batch = mllm.encode([square_image(0)], ["what is this ?"])
     tokens, last = mllm.visual_tokens(batch), mllm.n_layers
     targets = {"a": torch.randn(len(tokens[0][0].index), 6)}
     states = hidden_states(mllm, batch, "output")
@@ -285,7 +275,7 @@ def test_the_last_layer_is_read_before_or_after_the_final_norm(llava: Path) -> N
 def test_misuse_is_one_sentence(llava: Path) -> None:
     mllm = MLLM.load(str(llava), validate=False)
     alignment = attach_alignment(mllm, layers=[2], dims={"vfm": 6}, hidden=8)
-    batch = mllm.encode([picture(0)], ["what is this ?"])
+    batch = mllm.encode([square_image(0)], ["what is this ?"])
     tokens, good = mllm.visual_tokens(batch), torch.randn(1, 16, 6)
     for targets, where, message in (
         ({"other": good}, tokens, "targets are other: expected vfm"),
@@ -316,7 +306,7 @@ def test_the_vfm_is_seen_under_each_tile_and_stays_as_it_is(tmp_path: Path) -> N
     torch.manual_seed(0)
     alignment = attach_alignment(mllm, layers=[2], dims={vfm.name: vfm.dim}, hidden=16)
     optimizer = torch.optim.Adam([*mllm.model.parameters(), *alignment.parameters()], lr=3e-3)
-    batch = mllm.encode([picture(0, 224, 112)], ["what is this ?"])
+    batch = mllm.encode([noise_image(0, 224, 112)], ["what is this ?"])
     tokens = mllm.visual_tokens(batch)
     targets = {vfm.name: patches_under(vfm, [own[0] for own in batch.images], tokens)}
     assert len(tokens[0]) == 3
@@ -696,7 +686,7 @@ def test_the_loaded_residual_computes_what_training_computed(variants: Path) -> 
 @pytest.mark.parametrize("source", ["encoder", "projector"])
 def test_the_image_is_added_at_the_visual_positions_only(llava: Path, source: str) -> None:
     mllm = MLLM.load(str(llava), validate=False)
-    batch = mllm.encode([picture(0), picture(1)], ["what is this ?", "what is a red dog ?"])
+    batch = mllm.encode([square_image(0), square_image(1)], ["what is this ?", "what is a red dog ?"])
     before = read(mllm, batch, layers=[0, 2, 3], tokens="all")
     torch.manual_seed(0)
     residual = attach_residual(mllm.model, source, [2], 32)  # type: ignore[arg-type]
@@ -728,7 +718,7 @@ def test_the_image_is_added_at_the_visual_positions_only(llava: Path, source: st
 def test_decoding_with_a_cache_equals_full_passes(llava: Path, source: str) -> None:
     """Greedy by whole forward passes, one a token, with the answer's own image placeholders left alone."""
     mllm = MLLM.load(str(llava), validate=False)
-    batch = mllm.encode([picture(0)], ["what is this ?"])
+    batch = mllm.encode([square_image(0)], ["what is this ?"])
     plain = mllm.model.generate(**batch.inputs, max_new_tokens=6, do_sample=False)
     torch.manual_seed(1)
     residual = attach_residual(mllm.model, source, [1, 3], 32)  # type: ignore[arg-type]
@@ -762,8 +752,8 @@ def test_interventions_see_the_residual(llava: Path, source: str) -> None:
     torch.manual_seed(0)
     for adapter in mllm.residual.adapters:
         torch.nn.init.normal_(adapter.weight)  # type: ignore[arg-type]
-    batch = mllm.encode([picture(0)], ["what is this ?"])
-    other = mllm.encode([picture(1)], ["what is this ?"])
+    batch = mllm.encode([square_image(0)], ["what is this ?"])
+    other = mllm.encode([square_image(1)], ["what is this ?"])
     with torch.inference_mode():
         plain, wanted = (mllm.model(**b.inputs).logits[:, -1:].float() for b in (batch, other))
     for place in ("encoder", "projector", 1, 2, 3):
@@ -791,7 +781,7 @@ def test_a_residual_that_cannot_be_right_is_refused(variants: Path, tmp_path: Pa
     mllm = MLLM.load(str(variants / "residual"))
     with pytest.raises(ModelError, match="therefore cannot run alone"):
         mllm.decoder(inputs_embeds=torch.zeros(1, 3, 32))
-    batch = mllm.encode([picture(0)], ["any red star ?"])
+    batch = mllm.encode([square_image(0)], ["any red star ?"])
     features = mllm.model.get_image_features(**batch.vision)
     text = {k: v for k, v in batch.inputs.items() if k != "pixel_values"}
     mllm.model(**text, mm_encoder_outputs={"image": features})

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tests.students import picture, rows, write
+from tests.students import noise_image, rows, write
 from tests.tiny import BUILDERS, build
 from trainer.build.language import FLATTEN_CONTENT
 from trainer.setups.conversation_data import GroupedSampler
@@ -64,7 +64,7 @@ def test_what_is_learnt_equals_encoded_prefixes(name: str, tmp_path: Path) -> No
     # and a template that ends no turn
     for end, after, template in ((" <eos>", "\n", plain), ("<eos>", "", plain.replace(" <eos>", ""))):
         mllm.processor.chat_template = template
-        for images in ([[picture(0)], [picture(1, 40, 80)]], [[picture(0), picture(2)], []], [[], []]):
+        for images in ([[noise_image(0)], [noise_image(1, 40, 80)]], [[noise_image(0), noise_image(2)], []], [[], []]):
             batch, labels = encode_conversations(mllm, images, TURNS)
             for row in range(2):
                 expected = by_prefixes(mllm, images[row], TURNS[row], place, bos, end, after)
@@ -87,9 +87,9 @@ def test_what_is_learnt_equals_encoded_prefixes(name: str, tmp_path: Path) -> No
 def test_a_model_without_a_template_learns_the_suffix(tmp_path: Path) -> None:
     mllm = MLLM.load(str(build("paligemma", tmp_path / "m")), validate=False)
     turns = [TURNS[0][:1], TURNS[1]]
-    batch, labels = encode_conversations(mllm, [picture(0), picture(1)], turns)
+    batch, labels = encode_conversations(mllm, [noise_image(0), noise_image(1)], turns)
     for row, ((question, answer),) in enumerate(turns):
-        prompt = mllm.encode([picture(row)], [question]).inputs["input_ids"][0]
+        prompt = mllm.encode([noise_image(row)], [question]).inputs["input_ids"][0]
         tail = mllm.processor.tokenizer(f"{answer} <eos>", add_special_tokens=False, return_tensors="pt")["input_ids"][
             0
         ]
@@ -98,13 +98,13 @@ def test_a_model_without_a_template_learns_the_suffix(tmp_path: Path) -> None:
         assert torch.equal(labels[row, len(prompt) : len(whole)], tail)
         assert int((labels[row] != IGNORED).sum()) == len(tail)
     with pytest.raises(ModelError, match="can be trained on one question"):
-        encode_conversations(mllm, [picture(0)], TURNS[:1])
+        encode_conversations(mllm, [noise_image(0)], TURNS[:1])
 
 
 def test_sequences_are_cut_but_not_inside_an_image(tmp_path: Path) -> None:
     mllm = MLLM.load(str(build("llava", tmp_path / "m")), validate=False)
-    whole, labels = encode_conversations(mllm, [picture(0)], TURNS[:1])
-    cut, short = encode_conversations(mllm, [picture(0)], TURNS[:1], max_length=30)
+    whole, labels = encode_conversations(mllm, [noise_image(0)], TURNS[:1])
+    cut, short = encode_conversations(mllm, [noise_image(0)], TURNS[:1], max_length=30)
     assert (
         cut.inputs["input_ids"].shape
         == cut.inputs["attention_mask"].shape
@@ -117,15 +117,15 @@ def test_sequences_are_cut_but_not_inside_an_image(tmp_path: Path) -> None:
     assert torch.equal(labels[:, :30], short)
     assert whole.inputs["input_ids"].shape[1] > 30
     with pytest.raises(ModelError, match="reaches beyond max_length, 10 tokens"):
-        encode_conversations(mllm, [picture(0)], TURNS[:1], max_length=10)
+        encode_conversations(mllm, [noise_image(0)], TURNS[:1], max_length=10)
     with pytest.raises(ModelError, match="the answer contains '<image>'"):
-        encode_conversations(mllm, [picture(0)], [[("what is this ?", "an <image>")]])
+        encode_conversations(mllm, [noise_image(0)], [[("what is this ?", "an <image>")]])
 
 
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_images_stand_between_the_words_where_the_template_lets_them(name: str, tmp_path: Path) -> None:
     mllm = MLLM.load(str(build(name, tmp_path / "m")), validate=False)
-    images, question = [picture(0), picture(1, 40, 80)], f"one : {IMAGE_MARK} two : {IMAGE_MARK} what is red ?"
+    images, question = [noise_image(0), noise_image(1, 40, 80)], f"one : {IMAGE_MARK} two : {IMAGE_MARK} what is red ?"
     if mllm.processor.chat_template is None:
         with pytest.raises(ModelError, match="has no chat template: expected images before the question"):
             mllm.encode([images], [question])
@@ -179,7 +179,7 @@ def test_control_tokens_of_the_model_are_refused_or_words(name: str, tmp_path: P
     )
     marks = {token for token in added if not re.match("<loc|<seg", token)}  # PaliGemma's, which answers are made of
     assert set(mllm.control_tokens) - {"<video>"} == marks - {"<video>"} >= {"<pad>", "<bos>", "<eos>", "<|turn|>"}
-    image, ids = [[picture(0)]], {token: tokenizer.convert_tokens_to_ids(token) for token in marks}
+    image, ids = [[noise_image(0)]], {token: tokenizer.convert_tokens_to_ids(token) for token in marks}
     usual = encode_conversations(mllm, image, [[("what is tachycardia <b> ?", "a cat")]])
     for token in sorted(marks):
         text = f"a {token}{token} cat"
@@ -214,8 +214,8 @@ def test_llava_json_is_read_as_it_stands(tmp_path: Path) -> None:
     assert len(other.loads) == 2
     assert text.loads == ()
     assert text.turns == (("one of the two ?", "one"),)
-    assert first.images[0].tobytes() == picture(0).tobytes()
-    assert other.images[1].tobytes() == picture(103).tobytes()
+    assert first.images[0].tobytes() == noise_image(0).tobytes()
+    assert other.images[1].tobytes() == noise_image(103).tobytes()
     assert len(data.conversations) == 10
     assert len(data.samples) == 6
     some = load_data(f"llava_json:{file}", limit=4, seed=1)
@@ -333,14 +333,14 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
     else:
         datasets = pytest.importorskip("datasets")
     chat = [{"from": "human", "value": "<image>what is this ?"}, {"from": "gpt", "value": "a cat"}]
-    table = datasets.Dataset.from_dict({"image": [picture(0), picture(1)], "conversations": [chat, chat]})
+    table = datasets.Dataset.from_dict({"image": [noise_image(0), noise_image(1)], "conversations": [chat, chat]})
     (tmp_path / "p").mkdir()
     table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "p" / "train-00000.parquet")
     data = load_data(f"hf:{tmp_path / 'p'}")
     assert [c.turns for c in data.conversations] == [(("what is this ?", "a cat"),)] * 2
-    assert data.conversations[1].images[0].tobytes() == picture(1).tobytes()
+    assert data.conversations[1].images[0].tobytes() == noise_image(1).tobytes()
     file = tmp_path / "q.jsonl"
-    picture(0).save(tmp_path / "0.png")
+    noise_image(0).save(tmp_path / "0.png")
     row = {
         "image": "0.png",
         "question": "what is this ?",
@@ -353,7 +353,7 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
     assert [s.answer for s in asked] == ["cat", "dog"]
     assert asked[0].options == ("cat", "dog")
     assert asked[0].category == "kind"
-    assert asked.conversations[0].images[0].tobytes() == picture(0).tobytes()
+    assert asked.conversations[0].images[0].tobytes() == noise_image(0).tobytes()
     parts = [{"type": "image"}, {"type": "text", "text": "what is this ?"}]
     messages = [
         {"role": "user", "content": parts},
@@ -442,7 +442,7 @@ def test_mixing_repeats_and_samples(tmp_path: Path) -> None:
 def test_groups_are_of_one_kind_and_none_is_two_times_ahead(images: int, texts: int, group: int, seed: int) -> None:
     if not images + texts:
         return
-    made = [Conversation(str(n), (("x" * (n % 9), ""),), (picture,) * (n < images)) for n in range(images + texts)]  # type: ignore[arg-type]
+    made = [Conversation(str(n), (("x" * (n % 9), ""),), (noise_image,) * (n < images)) for n in range(images + texts)]  # type: ignore[arg-type]
     epochs = 3
     # what three epochs give; less than a group of each kind waits
     wholes = [epochs * count // group * group for count in (images, texts)]
@@ -476,7 +476,9 @@ def test_groups_are_of_about_one_length_and_differ_by_seed() -> None:
 
 def test_a_kind_that_fills_no_step_is_told_of() -> None:
     def sampler(images: int, texts: int, group: int, passes: int) -> GroupedSampler:
-        data = [Conversation(str(n), (("a", "b"),), (picture,) if n < images else ()) for n in range(images + texts)]
+        data = [
+            Conversation(str(n), (("a", "b"),), (noise_image,) if n < images else ()) for n in range(images + texts)
+        ]
         return GroupedSampler(Rows.of(data), group, passes * len(data) // group * group, 0)
 
     assert (
@@ -569,13 +571,13 @@ def test_options_are_scored_by_the_tokens_that_are_learnt(name: str, tmp_path: P
     """A model that knows every answer by heart must not be scored at chance because it is asked for other tokens than
     it learnt."""
     mllm = byte_level(tmp_path / "m", *TEMPLATES[name])
-    sample = Sample("0", "0", lambda: picture(0), "is it left or right ?", "left", ("left", "right"), "side")
-    batch, labels = encode_conversations(mllm, [picture(0)], [[(sample.question, sample.answer)]])
+    sample = Sample("0", "0", lambda: noise_image(0), "is it left or right ?", "left", ("left", "right"), "side")
+    batch, labels = encode_conversations(mllm, [noise_image(0)], [[(sample.question, sample.answer)]])
     (options,) = Options(mllm, [sample]).tokens
     at = int((labels[0] != IGNORED).long().argmax())
     assert labels[0, at] == options[0][0] != options[1][0]
     assert torch.equal(
-        batch.inputs["input_ids"][0, :at], mllm.encode([picture(0)], [sample.question]).inputs["input_ids"][0]
+        batch.inputs["input_ids"][0, :at], mllm.encode([noise_image(0)], [sample.question]).inputs["input_ids"][0]
     )
     learnt = labels[0][labels[0] != IGNORED].tolist()
     assert learnt[:-1] == mllm.answer_ids("left")

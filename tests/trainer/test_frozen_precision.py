@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
-from tests.students import VIRAL, picture, world
+from tests.students import VIRAL, noise_image, world
 from trainer.build.frozen_precision import halve_frozen
 from trainer.checks import check_launch
 from trainer.dry_run.plan import plan
@@ -159,7 +159,7 @@ def test_heads_are_chosen_by_the_vfms_float32_features(llava: list[str]) -> None
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda _, __, output: note("vfm", output))
     setup.mllm.decoder.layers[1].self_attn.o_proj.register_forward_pre_hook(lambda _, args: note("o_proj", args[0]))
-    settings, images = setup.recipe.alignment, [picture(n) for n in range(3)]
+    settings, images = setup.recipe.alignment, [noise_image(n) for n in range(3)]
     choose_heads(setup.mllm, images, ["what is this ?"] * 3, setup.vfms, settings)
     assert dtypes == {"vfm": {torch.float32}, "o_proj": {torch.bfloat16}}
 

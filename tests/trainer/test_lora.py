@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tests.students import picture
+from tests.students import noise_image
 from tests.tiny import build, randomize
 from trainer.build.lora import add_lora, lora_layers, merge_lora, merged_state
 from trainer.model_config import LoraConfig
@@ -25,7 +25,7 @@ def test_merged_weights_compute_what_the_adapters_compute(name: str, tmp_path: P
     formula in float64."""
     folder = build(name, tmp_path / name)
     mllm = MLLM.load(str(folder), validate=False)
-    batch = mllm.encode([picture(0)], ["what is this ?"])
+    batch = mllm.encode([noise_image(0)], ["what is this ?"])
     with torch.inference_mode():
         before = mllm.model(**batch.inputs).logits
     old = {key: value.double().clone() for key, value in mllm.model.state_dict().items()}

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from tests.conftest import recipe
-from tests.students import VIRAL, world
+from tests.students import VIRAL, square_image, world
 from tests.tiny import build
+from tests.trainer.small import tiny
 from trainer.aligned_model import AlignedMLLMForConditionalGeneration
 from trainer.alignment import attach_alignment
 from trainer.alignment_config import AlignmentConfig, SelectionConfig
@@ -27,9 +27,8 @@ from trainer.dry_run.plan import plan
 from trainer.evaluation import answer_questions
 from trainer.head_choice import FILE, HeadChoice, check_same_choice, choose_heads
 from trainer.masking import TokenMask, attach_mask, loss_tokens
-from trainer.model_config import ModelConfig
 from trainer.objectives import predict_loss
-from trainer.recipe import DataConfig, Recipe
+from trainer.recipe import Recipe
 from trainer.run import train
 from trainer.setups.conversation import ConversationSetup
 from trainer.setups.packed import PackedSetup
@@ -43,20 +42,6 @@ from workbench.spatial.vfm_patches import patches_under
 from workbench.vfm import load_vfm
 
 VFM = "efficientnet-lite0"
-TINY = Recipe(model=ModelConfig(layers=3, width=32, ffn=64), data=DataConfig(limit_train=8, limit_val=4))
-
-
-def tiny(**settings: Any) -> Recipe:
-    return replace(TINY, alignment=AlignmentConfig(**({"objective": "cosine", "layer": (2,), "hidden": 16} | settings)))
-
-
-def picture(seed: int, width: int = 112, height: int = 112) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build("llava", tmp_path_factory.mktemp("llava"))
 
 
 def run_head(head: Any, tokens: torch.Tensor) -> np.ndarray:
@@ -120,7 +105,10 @@ def test_the_only_token_of_an_image_cannot_be_hidden() -> None:
 
 def test_hidden_tokens_are_the_mean_of_the_visible_ones_and_show_nothing(llava: Path) -> None:
     mllm = MLLM.load(str(llava), validate=False)
-    batch = mllm.encode([picture(0), [picture(1), picture(2)]], ["what is this ?", "a red cat ?"])
+    batch = mllm.encode(
+        [square_image(0), [square_image(1), square_image(2)]],
+        ["what is this ?", "a red cat ?"],
+    )
     visual = mllm.visual_tokens(batch)
     inputs: list[torch.Tensor] = []
     mllm.decoder.layers[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().clone()))
@@ -161,7 +149,7 @@ def test_no_token_is_hidden_in_the_evaluation_after_a_training_pass(llava: Path,
     options = ("red", "blue", "a cat")
     scenes = [
         [
-            Sample(f"{n} {word}", str(n), partial(picture, n), f"what is {word} ?", "red", options, "color")
+            Sample(f"{n} {word}", str(n), partial(square_image, n), f"what is {word} ?", "red", options, "color")
             for word in ("this", "the")
         ]
         for n in range(3)
@@ -240,7 +228,7 @@ def test_the_loss_of_attention_heads_is_that_of_their_outputs(llava: Path, objec
     alignment = attach_alignment(
         mllm, layers=sites, dims={"vfm": 6}, where="heads", objective=objective, heads=sharing, hidden=8
     )  # type: ignore[arg-type]
-    batch = mllm.encode([picture(0), picture(1)], ["what is this ?", "a red cat ?"])
+    batch = mllm.encode([square_image(0), square_image(1)], ["what is this ?", "a red cat ?"])
     outputs = outputs_of_heads(mllm, batch, [1, 3])
     target = [torch.randn(len(tokens), 6) for tokens in outputs[1, 0]]
     mllm.model(**batch.inputs)
@@ -281,7 +269,7 @@ def naive_mutual_knn(x: np.ndarray, y: np.ndarray, k: int) -> float:
 
 def test_the_chosen_heads_have_the_lowest_mutual_knn(llava: Path) -> None:
     mllm, vfm = MLLM.load(str(llava), validate=False), load_vfm(VFM)
-    images, prompts = [picture(n) for n in range(3)], ["what is this ?"] * 3
+    images, prompts = [square_image(n) for n in range(3)], ["what is this ?"] * 3
     settings = AlignmentConfig(
         objective="cosine", where="heads", layer=(2, 1), selection=SelectionConfig(heads=2, k=4, images=3)
     )

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.conftest import refused
-from tests.students import FLAGS, picture, rows, write
+from tests.students import FLAGS, noise_image, rows, write
 from tests.tiny import BUILDERS, build
 from trainer.preflight import VisualLengths, _lengths, image_sizes, look_through
 from trainer.recipe import Recipe
@@ -44,7 +44,7 @@ def data_of(folder: Path, sizes: list[tuple[int, int]], extra: list[dict[str, An
     made: list[dict[str, Any]] = []
     folder.mkdir(parents=True, exist_ok=True)
     for n, size in enumerate(sizes):
-        picture(n, *size).save(folder / f"{n}.png")
+        noise_image(n, *size).save(folder / f"{n}.png")
         turns = [("human", "<image>\nwhat is this ?"), ("gpt", "a red cat"), ("human", "what color ?"), ("gpt", "red")][
             : 2 + 2 * (n % 2)
         ]
@@ -158,11 +158,11 @@ def words(model: Path, file: Path | str, out: Path, *more: object) -> list[str]:
 @pytest.mark.parametrize(
     ("family", "row", "make", "more", "message"),
     [
-        ("qwen2_vl", said("<image> what ?", image="x.png"), lambda f: picture(9, 2270, 10).save(f), (), "x.png): "),
+        ("qwen2_vl", said("<image> what ?", image="x.png"), lambda f: noise_image(9, 2270, 10).save(f), (), "x.png): "),
         (
             "qwen2_vl",
             said("<image> what ?", image="x.png"),
-            lambda f: picture(9, 900, 600).save(f),
+            lambda f: noise_image(9, 900, 600).save(f),
             ("--data.max_length", 30),
             "an image reaches beyond max_length, 30 tokens",
         ),
@@ -218,7 +218,7 @@ def test_what_was_looked_through_is_remembered_by_its_content(tmp_path: Path, mo
         return len(calls)
 
     assert [look(), look(), look(40), look(40), look(41)] == [1, 0, 1, 0, 1]
-    picture(7, 60, 60).save(tmp_path / "w" / "0.png")
+    noise_image(7, 60, 60).save(tmp_path / "w" / "0.png")
     assert look() == 1
     mllm.processor.chat_template = mllm.processor.chat_template.replace("User :", "User : a")
     assert [look(), look()] == [1, 0]
@@ -228,7 +228,7 @@ def test_what_was_looked_through_is_remembered_by_its_content(tmp_path: Path, mo
 
 
 def test_rows_take_the_place_of_those_that_are_left_out() -> None:
-    made = [Conversation(str(n), (("x" * n, "y"),), (picture,) * (n % 2)) for n in range(8)]  # type: ignore[arg-type]
+    made = [Conversation(str(n), (("x" * n, "y"),), (noise_image,) * (n % 2)) for n in range(8)]  # type: ignore[arg-type]
     stored = Rows.of(made)
     for gone in ({3}, {0}, {7}, {2, 3, 4}, {6, 7}, {1, 3, 5}):
         kept = [n for n in range(8) if n not in gone]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.students import FLAGS, VIRAL, picture, rows, write
+from tests.students import FLAGS, VIRAL, noise_image, rows, write
 from tests.tiny import build
 from trainer.recipe import Recipe
 from trainer.run import train
@@ -47,7 +47,7 @@ def as_bmp(row: dict[str, Any]) -> dict[str, Any]:
 
 def replace_pixels(file: Path, seed: int) -> None:
     stat = file.stat()
-    picture(seed).save(file)
+    noise_image(seed).save(file)
     assert file.stat().st_size == stat.st_size
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, TrainerState, TrainingArguments
 
 from tests.conftest import launch
-from tests.students import FLAGS, VIRAL, Bomb, pickled, picture, rows, world, write
+from tests.students import FLAGS, VIRAL, Bomb, noise_image, pickled, rows, world, write
 from tests.tiny import VISION, _text, _tokenizer, build, randomize
 from trainer.__main__ import main
 from trainer.__main__ import read as read_recipe
@@ -178,7 +178,7 @@ def test_cached_targets_are_the_computed_ones_tile_by_tile(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_the_control_takes_another_picture_wherever_else_it_occurs(tmp_path: Path) -> None:
-    """Three conversations are about one picture, and a picture has several tiles."""
+    """Three conversations are about one image, and an image has several tiles."""
     model = build("smolvlm", tmp_path / "smolvlm")
     given = [row | {"image": "coco/0.png"} if row["id"] in (1, 2) else row for row in rows(8, 2)]
     flags = ["--model.name", str(model), "--data.train", f"llava_json:{write(tmp_path / 'w', given)}", *FLAGS, *VIRAL]
@@ -400,7 +400,7 @@ def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str]
     pytest.importorskip("datasets")
     lines = []
     for n in range(5):
-        picture(n).save(tmp_path / f"{n}.png")
+        noise_image(n).save(tmp_path / f"{n}.png")
         lines.append(
             json.dumps(
                 {
@@ -417,7 +417,7 @@ def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str]
     right = []
     for n in range(5):
         with torch.inference_mode():
-            logits = mllm.model(**mllm.encode([picture(n)], ["what is this ?"]).inputs).logits[0, -1]
+            logits = mllm.model(**mllm.encode([noise_image(n)], ["what is this ?"]).inputs).logits[0, -1]
         scores = logits[mllm.processor.tokenizer.convert_tokens_to_ids(["cat", "dog"])]
         right.append(int(scores.argmax()) == (n + 1) % 2)
     assert table["correct"].tolist() == right

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.conftest import launch
-from tests.students import VIRAL, picture, rows, write
+from tests.students import VIRAL, noise_image, rows, write
 from tests.tiny import build
 from tests.trainer.test_processes import same
 from trainer.__main__ import read
@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "recipe.yaml").write_text("monitor:\n  k: 3\n  cknna_images: 2\n  permutations: 10\n")
     lines = []
     for n in range(3):
-        picture(n).save(root / f"{n}.png")
+        noise_image(n).save(root / f"{n}.png")
         lines.append(
             json.dumps(
                 {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.students import picture
+from tests.students import noise_image
 from workbench.data import load_data
 from workbench.data.base import IMAGE_MARK, ConversationDataset
 from workbench.data.choices import Options, answer_of, options_of
@@ -24,7 +24,7 @@ def said(question: str, answer: str = "a cat") -> list[dict[str, str]]:
 def llava(folder: Path, *given: dict[str, Any], options: str = "") -> ConversationDataset:
     """A LLaVA JSON of these rows, beside 1.png and 2.png."""
     for number in (1, 2):
-        picture(number).save(folder / f"{number}.png")
+        noise_image(number).save(folder / f"{number}.png")
     (folder / "mix.json").write_text(json.dumps(given))
     data = load_data(f"llava_json:{folder / 'mix.json'}{options}")
     assert isinstance(data, ConversationDataset)
@@ -33,7 +33,7 @@ def llava(folder: Path, *given: dict[str, Any], options: str = "") -> Conversati
 
 def asked(folder: Path, *given: dict[str, Any], options: str = "") -> ConversationDataset:
     """JSON lines of questions about 1.png."""
-    picture(1).save(folder / "1.png")
+    noise_image(1).save(folder / "1.png")
     (folder / "q.jsonl").write_text(
         "\n".join(json.dumps({"image": "1.png", "question": "what ?"} | row) for row in given)
     )
@@ -49,10 +49,10 @@ def asked(folder: Path, *given: dict[str, Any], options: str = "") -> Conversati
 def test_images_are_read_under_every_usual_key(key: str, tmp_path: Path) -> None:
     for value in ("1.png", ["1.png"]):
         (only,) = llava(tmp_path, {key: value, "conversations": said("<image>\nwhat ?")}).conversations
-        assert only.images[0].tobytes() == picture(1).tobytes()
+        assert only.images[0].tobytes() == noise_image(1).tobytes()
         assert only.turns == (("what ?", "a cat"),)
         (only,) = asked(tmp_path, {"image": None, "answer": "a cat"} | {key: value}).conversations
-        assert only.images[0].tobytes() == picture(1).tobytes()
+        assert only.images[0].tobytes() == noise_image(1).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_mark_without_its_medium_is_lost_at_the_edge_and_a_word_within(tmp_pat
 
 def test_parts_of_messages_are_images_and_texts(tmp_path: Path) -> None:
     answer = {"role": "assistant", "content": [{"type": "text", "text": "a cat"}]}
-    picture(1).save(tmp_path / "1.png")
+    noise_image(1).save(tmp_path / "1.png")
 
     def read(*parts: dict[str, Any]) -> str:
         row = {
@@ -272,7 +272,7 @@ CELLS = ["007", "1.50", "None", "NA", "null", "nan", "True", "FALSE", "1e5", "20
 
 @pytest.mark.parametrize(("ending", "comma"), [(".csv", ","), (".tsv", "\t")])
 def test_cells_are_the_texts_that_stand_there(ending: str, comma: str, tmp_path: Path) -> None:
-    picture(1).save(tmp_path / "1.png")
+    noise_image(1).save(tmp_path / "1.png")
     table = tmp_path / f"q{ending}"
     lines = [
         comma.join(("image", "question", "answer", "options")),

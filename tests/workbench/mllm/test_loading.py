@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.students import Bomb, pickled, picture
+from tests.students import Bomb, noise_image, pickled
 from tests.tiny import build
 from trainer.alignment_config import AlignmentConfig
-from trainer.dry_run.meta import attach, check_files, outline
+from trainer.dry_run.meta import attach_on_meta, check_files, outline
 from trainer.model_config import ModelConfig
 from workbench.devices import check_device
 from workbench.errors import ConfigError, ModelError, UnknownNameError, WorkbenchError, one_line
@@ -376,12 +376,12 @@ def planned(folder: Path) -> None:
 
     mllm = outline(ModelConfig(name=str(folder)))
     check_files(ModelConfig(name=str(folder)))
-    batch = encode_conversations(mllm, [[picture(0)]], [[("what is this ?", "a cat")]])[0]
+    batch = encode_conversations(mllm, [[noise_image(0)]], [[("what is this ?", "a cat")]])[0]
     (places,), ids = mllm.visual_tokens(batch), batch.inputs["input_ids"][0]
     recipe: Any = SimpleNamespace(
         model=ModelConfig(), alignment=AlignmentConfig(objective="none"), check_layer=lambda count: None
     )
-    attach(recipe, mllm.model, batch.vision, places, int((ids == mllm.config.image_token_id).sum()), len(ids))
+    attach_on_meta(recipe, mllm.model, batch.vision, places, int((ids == mllm.config.image_token_id).sum()), len(ids))
 
 
 # --- what loads -----------------------------------------------------------------------------------
@@ -402,7 +402,7 @@ def test_what_an_old_processor_does_not_say_is_taken_from_the_configuration(
     if "patch_size" in keys:
         assert "lacks patch_size" in caplog.text
         assert "patch_size 14" in caplog.text
-    ids, expected = (own.encode([picture(0)], ["what is this ?"]).inputs["input_ids"] for own in (model, whole))
+    ids, expected = (own.encode([noise_image(0)], ["what is this ?"]).inputs["input_ids"] for own in (model, whole))
     assert torch.equal(ids, expected)
 
 
@@ -438,14 +438,14 @@ def test_a_model_without_a_chat_template_is_asked_plainly_and_not_trained(
     family: str, folders: Callable[[str], Path], tmp_path: Path
 ) -> None:
     mllm = MLLM.load(str(changed(folders, family, without("chat_template*"), tmp_path / "m")))
-    batch = mllm.encode([picture(0)], ["what is this ?"])
+    batch = mllm.encode([noise_image(0)], ["what is this ?"])
     assert mllm.visual_tokens(batch)[0]
     assert len(mllm.generate(batch, max_new_tokens=2)) == 1
     assert "User" not in mllm.prompt("what is this ?")
     assert mllm.prompt("what is this ?").endswith("what is this ?")
     for own in (mllm, outline(ModelConfig(name=str(tmp_path / "m")))):
         with pytest.raises(ModelError, match=r"has no chat template.*put the chat_template.jinja of the model"):
-            encode_conversations(own, [[picture(0)]], [[("what is this ?", "a cat")]])
+            encode_conversations(own, [[noise_image(0)]], [[("what is this ?", "a cat")]])
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], set[str]]] = {
