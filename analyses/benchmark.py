@@ -51,6 +51,7 @@ from workbench.errors import ConfigError, ModelError
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
+VERSION = 2  # since 2: missing answers, the majority answer of What's Up, intervals of MME, rotated options
 OURS = {"own": "", "sum": " by likelihood"}  # scorers of the figures by category, and what their titles say
 SIDE = 336  # pixels of the mean image
 BLIND: Mapping[str, tuple[Shown, ...]] = {
@@ -178,6 +179,7 @@ ANALYSIS = Analysis(
     figures,
     summary,
     benchmarks=True,
+    version=VERSION,
 )
 
 if __name__ == "__main__":

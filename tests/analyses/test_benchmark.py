@@ -99,7 +99,7 @@ def test_two_models_on_pope(runs_folder: Path, pope: Path, tmp_path: Path) -> No
         assert set(scores["measure"]) >= {"accuracy", "precision", "recall", "F1", "yes-ratio"}
         record = json.loads((folder / "run.json").read_text())
         assert record["prompt"] == "plain"
-        assert record["version"] == 1
+        assert record["version"] == 2
         assert "unknown copy" in record["labels"]
     assert "paper: random and popular" in done.stdout
     runs = {run.record["label"]: run for run in map(load, folders)}

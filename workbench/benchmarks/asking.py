@@ -148,8 +148,8 @@ def ask(config: PromptOptions, model: ModelTexts, data: Dataset, *, types: Seque
         plain = replace(asking, style="plain")
         if added := _added_words(model, asking, plain):
             left_out.append(
-                f"prompt llava is left out: {model.name} does not know its words, such as {', '.join(added)[:100]};"
-                " the questions are asked plain"
+                f"prompt llava has words that {model.name} does not know, such as {', '.join(added)[:100]}: the"
+                " questions are asked plain"
             )
             asking = plain
     strange = _strange_words(model, asking)

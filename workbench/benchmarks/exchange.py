@@ -64,7 +64,7 @@ def benchmark_run(folder: Path) -> Run:
     try:
         run = load(folder)
     except RunError as error:
-        near = did_you_mean(str(folder))
+        near = "" if folder.is_dir() else did_you_mean(str(folder))
         raise RunError(f"{shown(folder)} is no run of analyses.benchmark ({one_line(error, 80)}){near}") from error
     if run.record["analysis"] != "benchmark":
         raise RunError(f"{shown(folder)} is a run of {run.record['analysis']}: expected one of analyses.benchmark")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from workbench.benchmarks.tables import ALL, by_question, complete
+from workbench.benchmarks.tables import ALL, LARGEST, by_question, complete
 from workbench.data.mme import COGNITION, PERCEPTION
 from workbench.data.pope import is_repope
 from workbench.training_folder import MEAN
@@ -27,7 +27,6 @@ HEADLINES: Mapping[str, tuple[str, str]] = {  # name of the benchmark: measure a
     "mmvp": ("pair", ALL),
     "pope": ("paper: random and popular", MEAN),
 }
-LARGEST_OF_MME = 200  # of each category
 PAIR = "pair "  # begins the name of a cluster of two images; the hash of an image has no space
 
 
@@ -65,7 +64,7 @@ def headline(scores: pd.DataFrame, benchmark: str, data: str, labels: str = "") 
         rows = scores[(scores["measure"] == measure) & (scores["category"] == ALL)]
     row, largest, words = rows.iloc[0], 1, measure.removeprefix("paper: ")
     if measure == "MME total":
-        largest, words = LARGEST_OF_MME * int((scores["measure"] == "MME score").sum()), "share of the largest total"
+        largest, words = LARGEST * int((scores["measure"] == "MME score").sum()), "share of the largest total"
     score, low, high, chance = (float(row[column]) / largest for column in ("score", "low", "high", "chance"))
     return Headline(f"{name}, {words}", score, low, high, chance, int(row["n"]), int(row["n_images"]))
 

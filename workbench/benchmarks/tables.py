@@ -21,6 +21,7 @@ from workbench.scoring.tables import ALL as ALL
 from workbench.stats import sums_interval
 from workbench.training_folder import MEAN
 
+LARGEST = 200  # score of a category of MME
 _MISSING = Judged(None, False)
 
 
@@ -234,11 +235,15 @@ def _gold_letters(rows: pd.DataFrame) -> pd.Series:
 
 
 def _by_majority(rows: pd.DataFrame, benchmark: str) -> pd.Series:
-    """Return whether the right answer is its category's most frequent one: as a letter, where answers are letters."""
+    """Return whether the right answer is its category's most frequent one: as a letter, where answers are letters.
+
+    The categories of What's Up are the right answers, so there it is the most frequent one of all questions.
+    """
     golds = _gold_letters(rows) if benchmark in LETTERED else rows["gold"]
-    counts = rows["weight"].groupby([rows["category"], golds]).sum()
+    categories = rows["category"] if not benchmark.startswith("whatsup") else pd.Series("", rows.index)
+    counts = rows["weight"].groupby([categories, golds]).sum()
     most = {str(category): of.droplevel(0).idxmax() for category, of in counts.groupby(level=0)}
-    return golds == rows["category"].map(most)
+    return golds == categories.map(most)
 
 
 # --- ratios of counts -----------------------------------------------------------------------------
@@ -343,12 +348,15 @@ def _mme(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
         if rows.empty:
             continue
         count = rows["category"].nunique()
-        mean = mean_interval(
-            rows["score"], kind="real", groups=rows["image_id"].tolist(), strata=rows["category"].tolist()
+        share = mean_interval(
+            rows["score"] / LARGEST,
+            kind="proportion",
+            groups=rows["image_id"].tolist(),
+            strata=rows["category"].tolist(),
         )
         chance = count * float(rows.groupby("category")["by_chance"].mean().mean())
-        low, high = (float(np.clip(count * bound, 0, 200 * count)) for bound in (mean.low, mean.high))
-        scaled = Interval(count * mean.estimate, low, high, mean.n, mean.level, mean.few)
+        estimate, low, high = (LARGEST * count * value for value in (share.estimate, share.low, share.high))
+        scaled = Interval(estimate, low, high, share.n, share.level, share.few)
         asked = whole[whole["category"].isin(names)]
         of_category = measure in known
         yield _row(

@@ -71,7 +71,7 @@ def test_a_model_is_asked_in_words_that_it_knows(mllm: MLLM) -> None:
     plain = ask(PromptOptions(), mllm, benchmark("pope", questions(("yes", "no"))))
     assert plain.style == "plain"  # it knows no word of LLaVA's prompt
     (sentence,) = plain.left_out
-    assert sentence.startswith("prompt llava is left out: ") and "does not know its words, such as Answer" in sentence
+    assert sentence.startswith("prompt llava has words that ") and "does not know, such as Answer" in sentence
     forced = ask(PromptOptions(prompt="llava"), mllm, benchmark("pope", questions(("yes", "no"))))
     assert forced.style == "llava"
     (sentence,) = forced.left_out

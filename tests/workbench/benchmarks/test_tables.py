@@ -136,6 +136,25 @@ def test_mme_scores_and_their_sums() -> None:
     assert score(table, "MME total")["chance"] == 150
 
 
+def test_a_score_of_mme_at_its_end_still_has_an_interval() -> None:
+    """That no image of ten has a right answer leaves up to 0.31 of them open, by Clopper and Pearson."""
+    rows = [(sample(n, n // 2, "yes", category="count", pair=f"count/{n // 2}"), "no") for n in range(20)]
+    row = score(scores(answers_of("mme", rows), seed=0), "MME score", "count")
+    assert (row["score"], row["low"]) == (0, 0)
+    assert row["high"] / 200 == pytest.approx(1 - 0.025 ** (1 / 10), abs=0.03)
+    assert score(scores(answers_of("mme", rows), seed=0), "MME total")["high"] <= 200
+
+
+def test_the_majority_answer_of_whats_up_is_one_for_all_questions() -> None:
+    """Its categories are the right answers, so that the majority of each category would be always right."""
+    golds = ["left"] * 5 + ["right"] * 3 + ["top"] * 2
+    rows = [(sample(n, n, gold, ("left", "right", "top"), category=gold), "left") for n, gold in enumerate(golds)]
+    table = scores(answers_of("whatsup coco_one", rows), seed=0)
+    row, mean = score(table, "accuracy"), score(table, "accuracy", MEAN)
+    assert (row["score"], row["majority"]) == (0.5, 0.5)
+    assert mean["score"] == mean["majority"] == pytest.approx(1 / 3)
+
+
 def test_cv_bench_averages() -> None:
     sizes = {("ADE20K", "Count"): (12, 8), ("COCO", "Relation"): (24, 6), ("Omni3D", "Depth"): (10, 9)}
     rows = [
