@@ -206,8 +206,8 @@ def notes(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> list[str]:
 
 def write(sweep: Sweep, runs: Runs, table: pd.DataFrame, name: str) -> Path:
     """Write the table as parquet, and as an HTML page with a figure, which needs no network; return the page."""
-    from workbench.analysis.report import figure_page
     from workbench.figures import sweep_figure
+    from workbench.html_page import figure_page
 
     folder = make_folder(sweep.output_dir)
     with atomic_file(folder / f"sweep-{name}.parquet") as partial:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -10,6 +11,8 @@ import streamlit as st
 from workbench.dashboard import claims
 from workbench.dashboard.new_run import job_queue, new_run
 from workbench.dashboard.site import Site, choice, plain
+from workbench.overview.differences import Pair
+from workbench.overview.report import selection_report
 from workbench.overview.stored import StoredRun, options_text
 
 PARTS = {"claims": "Claims", "runs": "Stored runs", "new": "New run and jobs", "report": "Report"}
@@ -80,20 +83,39 @@ def _row(run: StoredRun) -> dict[str, object]:
 
 
 def _report(site: Site) -> None:
-    """Draw how the chosen models become one HTML page."""
+    """Draw the buttons that make one HTML page of the chosen models."""
     if not site.chosen:
         st.info("Choose models above.")
         return
+    st.markdown(
+        "One HTML page of the chosen models, for mail or print: what came out, accuracies, every stored measure by"
+        " layer, claims, commands. It needs no network."
+    )
+    if site.pair is None:
+        st.info("A report compares two models: choose a second one above.")
+    else:
+        st.download_button(
+            "Report of this choice",
+            partial(_page_of, site),
+            "report.html",
+            "text/html",
+            on_click="ignore",
+            type="primary",
+        )
     words = ["python", "-m", "analyses.all", "--model", *(str(site.root / key) for key in site.chosen)]
     words += ["--output_dir", str(site.root), "--report", str(site.root / "report.html")]
     st.markdown(
-        "One HTML page of every analysis of the chosen models, which needs no network. What is stored is not computed"
-        " again; what is missing is."
+        "The long form has every figure of every analysis. What is stored is not computed again; what is missing is."
     )
     st.code(shlex.join(words), language="bash", wrap_lines=True)
     file = site.root / "report.html"
     if file.is_file():
         st.download_button(
-            f"report.html ({file.stat().st_size / 1e6:.1f} MB)", file.read_bytes, "report.html", "text/html"
+            f"Long form ({file.stat().st_size / 1e6:.1f} MB)", file.read_bytes, "report.html", "text/html"
         )
         st.caption(plain(f"Made {pd.Timestamp(file.stat().st_mtime, unit='s'):%Y-%m-%d %H:%M} UTC."))
+
+
+def _page_of(site: Site, pair: Pair, link: str) -> bytes:
+    page = selection_report(site.root, site.stored, site.models, pair, site.chosen, site.colors, link)
+    return page.encode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from workbench import figures
 from workbench.dashboard import live
 from workbench.dashboard.glossary import meaning
 from workbench.dashboard.models import training_curves
@@ -14,8 +13,8 @@ from workbench.dashboard.site import Site, once, plain
 from workbench.dashboard.stories import stamp, story_of
 from workbench.dashboard.thumbnails import disagreements
 from workbench.figures.caption import Caption
+from workbench.overview.charts import alignment_chart, types_chart
 from workbench.overview.story import Card, Story
-from workbench.training_folder import MEAN
 
 EMPTY = """Nothing is stored in `{}` yet.
 
@@ -84,21 +83,11 @@ def _charts(site: Site, story: Story) -> None:
     first, second = story.pair.names
     key = (stamp(site, story.pair.keys), site.looks)
     if story.answered is not None:
-        asked, table = story.answered.table, story.answered.by_type
-        shown = pd.DataFrame(
-            {
-                "name": table["category"],
-                **{key: 100 * table[key] for key in ("score", "low", "high")},
-                "over": [f"{row.n} {row.over}, {row.questions} questions" for row in table.itertuples()],
-            }
-        )
+        asked = story.answered.table
         left.markdown(f"### Accuracy by question type: {plain(second)} minus {plain(first)}")
         with left:
             chart(
-                once(
-                    ("types", *key),
-                    lambda: figures.difference_dots(shown, x="percentage points", names=story.pair.names, last=MEAN),
-                ),
+                once(("types", *key), lambda: types_chart(story)),
                 "by-type",
                 Caption(
                     f"Accuracy by question type, {second} minus {first}",
@@ -111,27 +100,16 @@ def _charts(site: Site, story: Story) -> None:
             )
     alignment = story.alignment
     if alignment is not None:
-        changes = alignment.changes
-        by_layer = changes.rename(columns={"layer": "at"}).assign(
-            name=second, over=[f"{row.n} {row.over}" for row in changes.itertuples()]
-        )
         right.markdown(f"### CKNNA by layer: {plain(second)} minus {plain(first)}")
-        layers = story.pair.shared[0][1].layers or story.pair.shared[0][0].layers
-        marked = layers[0] if layers else None
         with right:
             chart(
-                once(
-                    ("layers", *key),
-                    lambda: figures.layer_curves_named(
-                        by_layer, y=f"CKNNA with {alignment.vfm}", marked=marked, zero=True
-                    ),
-                ),
+                once(("layers", *key), lambda: alignment_chart(story, alignment)),
                 "by-layer",
                 Caption(
                     f"CKNNA with {alignment.vfm} by layer, {second} minus {first}",
                     alignment.over,
                     seeds_of(site, alignment.keys),
-                    _over(changes),
+                    _over(alignment.changes),
                 ),
                 below="95 % intervals; the dashed line is the layer that the alignment loss reads.",
             )

@@ -22,6 +22,7 @@ from workbench.dashboard.site import Site, cached, choice, complain, once, plain
 from workbench.dashboard.stories import stamp
 from workbench.errors import WorkbenchError
 from workbench.figures.caption import Caption
+from workbench.overview.charts import curves_of
 from workbench.overview.differences import Pair, by_layer, strip
 from workbench.overview.measures import LONG, MEASURES, QUESTIONS, Asked, Measure, images_words, scores
 from workbench.overview.stored import Stored, StoredRun, options_text
@@ -178,9 +179,7 @@ def _score(site: Site, measure: Measure, layer: int) -> None:
     if len(series) > 1:
         picked = choice(f"s-{measure.key}", series, series[0], "Compared with")
         table = table[table["series"] == picked]
-    shown = table.rename(columns={"model": "name", "layer": "at"}).assign(
-        over=[f"{n:.0f} images" for n in table["n_images"]], chance=table["null_q95"].fillna(table["chance"])
-    )
+    shown = curves_of(table)
     if several_seeds(site):
         shown["group"] = [site.models.by_key[key].variant for key in shown["name"]]
     st.markdown(_values(shown, layer))

@@ -82,10 +82,3 @@ def band(figure: go.Figure, x: pd.Series, low: pd.Series, high: pd.Series, fill:
 def javascript() -> str:
     """Return the source of plotly.js, for a page that needs no network."""
     return get_plotlyjs()
-
-
-def html_figure(figure: go.Figure, name: str) -> str:
-    """Return a figure as HTML for a page that contains `javascript()`; it has no button that uploads data."""
-    return str(
-        figure.to_html(full_html=False, include_plotlyjs=False, config=EXPORT | {"responsive": True}, div_id=name)
-    )

@@ -1,0 +1,97 @@
+"""The report of a choice of models: the numbers of the pages, the summary first, small, and safe."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import ROOT
+from tests.workbench.dashboard.test_dashboard import CHROMIUM, chromium_or_skip
+from tests.workbench.overview.folders import cknna, train
+from workbench.overview.differences import pairs_of
+from workbench.overview.models import read_models
+from workbench.overview.report import selection_report
+from workbench.overview.stored import read_stored
+from workbench.overview.story import tell
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def page_of(root: Path, second: str) -> str:
+    stored = read_stored(root)
+    models = read_models(root, stored.runs)
+    (pair,) = pairs_of(models, "baseline", [second])
+    link = f"http://localhost/?b=baseline&m={second}"
+    return selection_report(root, stored, models, pair, ["baseline", second], {}, link)
+
+
+@pytest.fixture(params=["viral", EVIL])
+def two(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, str]:
+    train(tmp_path, "baseline", right=[i % 2 == 0 for i in range(40)])
+    train(tmp_path, request.param, right=[i % 10 > 0 for i in range(40)], aligned=True, layer=[1])
+    noise = np.random.default_rng(0).normal(0, 0.01, 20)
+    for name, shift in (("baseline", 0.0), (request.param, 0.1)):
+        cknna(tmp_path, name, {layer: 0.5 + shift * layer + noise for layer in range(3)})
+    return tmp_path, request.param
+
+
+def test_the_summary_comes_first_with_the_numbers_of_the_pages(two: tuple[Path, str]) -> None:
+    page = page_of(*two)
+    text = unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.S)))
+    stored = read_stored(two[0])
+    (pair,) = pairs_of(read_models(two[0], stored.runs), "baseline", [two[1]])
+    story = tell(pair, stored)
+    for card in story.cards:
+        assert card.value in text
+        assert card.change in text
+    order = [page.index(mark) for mark in ('class="cards"', 'id="accuracy"', 'id="layers"', 'id="runs"')]
+    assert order == sorted(order)
+    for name in two[0].glob("*/accuracy.parquet"):
+        row = pd.read_parquet(name).set_index("category").loc["mean of types"]
+        assert f"{row['accuracy']:.3f}" in text
+    assert "python" in text
+    csv = re.search(r'download="differences.csv" href="data:text/csv;base64,([^"]+)"', page)
+    assert csv is not None
+    assert "CKNNA with dinov2-small" in base64.b64decode(csv[1]).decode()
+
+
+def test_it_is_small_printable_and_without_markup_of_names(two: tuple[Path, str]) -> None:
+    page = page_of(*two)
+    assert len(page.encode()) < 3_000_000
+    assert "@media print" in page
+    assert "<img src=x" not in page
+    assert "default-src 'none'" in page
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys, workbench.overview.report; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.browser
+def test_every_figure_is_drawn_in_a_browser_without_a_network(two: tuple[Path, str], tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    file = tmp_path / "report.html"
+    file.write_text(page_of(*two))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_or_skip(), args=CHROMIUM)
+        context = browser.new_context(offline=True, viewport={"width": 390, "height": 800})
+        page, errors = context.new_page(), []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.goto(f"file://{file}")
+        page.wait_for_selector("html[data-drawn=yes]", timeout=60_000)
+        assert page.locator(".js-plotly-plot").count() == page.locator(".plotly-graph-div").count() >= 4
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        browser.close()
+    assert not errors

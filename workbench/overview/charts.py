@@ -1,0 +1,41 @@
+"""Charts of a comparison, as the pages and the report draw them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from workbench import figures
+from workbench.overview.story import Alignment, Story
+from workbench.training_folder import MEAN
+
+
+def types_chart(story: Story) -> figures.Figure:
+    """Return the difference in accuracy by question type, in percentage points; the story has answers."""
+    assert story.answered is not None
+    table = story.answered.by_type
+    shown = pd.DataFrame(
+        {
+            "name": table["category"],
+            **{key: 100 * table[key] for key in ("score", "low", "high")},
+            "over": [f"{row.n} {row.over}, {row.questions} questions" for row in table.itertuples()],
+        }
+    )
+    return figures.difference_dots(shown, x="percentage points", names=story.pair.names, last=MEAN)
+
+
+def alignment_chart(story: Story, alignment: Alignment) -> figures.Figure:
+    """Return the difference in CKNNA by layer, with a line at the layer that the alignment loss reads."""
+    changes = alignment.changes
+    by_layer = changes.rename(columns={"layer": "at"}).assign(
+        name=story.pair.names[1], over=[f"{row.n} {row.over}" for row in changes.itertuples()]
+    )
+    layers = story.pair.shared[0][1].layers or story.pair.shared[0][0].layers
+    title = f"CKNNA with {alignment.vfm}"
+    return figures.layer_curves_named(by_layer, y=title, marked=layers[0] if layers else None, zero=True)
+
+
+def curves_of(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of `overview.measures.scores` in the columns that `figures.layer_curves_named` draws."""
+    return scores.rename(columns={"model": "name", "layer": "at"}).assign(
+        over=[f"{n:.0f} images" for n in scores["n_images"]], chance=scores["null_q95"].fillna(scores["chance"])
+    )

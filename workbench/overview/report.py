@@ -1,0 +1,157 @@
+"""One HTML page about the chosen models: what came out first, then accuracies, layers, claims and how all was made.
+
+It is made from what is stored, in the words and charts of the dashboard's pages, and needs neither torch nor network.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from workbench import figures, runs
+from workbench.claims.shown import newest
+from workbench.errors import RunError
+from workbench.html_page import document, facts_table, html_figure, html_table, ledger_section
+from workbench.overview.charts import alignment_chart, curves_of, types_chart
+from workbench.overview.differences import Pair, strip
+from workbench.overview.measures import LONG, MEASURES, QUESTIONS, images_words, scores
+from workbench.overview.models import Models
+from workbench.overview.stored import Stored
+from workbench.overview.story import Story, tell
+from workbench.overview.table import accuracies_of, model_rows
+
+TABLE = ["key", "variant", "seed", "alignment", "accuracy", "low", "high", "chance", "difference", "d_low", "d_high"]
+
+
+def selection_report(
+    root: Path,
+    stored: Stored,
+    models: Models,
+    pair: Pair,
+    keys: Sequence[str],
+    colors: Mapping[str, str],
+    address: str = "",
+) -> str:
+    """Return the page.
+
+    Args:
+        root: the runs folder.
+        pair: the two groups that are compared.
+        keys: all chosen models, the baseline first.
+        colors: {model: color}.
+        address: of the dashboard's page with the same choice.
+    """
+    with figures.colored(colors):
+        story = tell(pair, stored)
+        used: dict[str, Sequence[str]] = {}
+        parts = [
+            _summary(story),
+            _accuracy(story, models, keys),
+            _layers(story, stored, keys, models, used),
+            _claims(root),
+            _made(used),
+        ]
+    here = runs.environment([])
+    facts = {
+        "made": f"{here['created']} (UTC), commit {here['git'] or 'unknown'}{' (dirty)' if here['dirty'] else ''}",
+        "models": ", ".join(keys),
+        "folder": str(root),
+    } | ({"dashboard": address} if address else {})
+    return document(story.title, {}, "\n".join(parts) + facts_table(facts))
+
+
+def _summary(story: Story) -> str:
+    cards = "".join(
+        f'<div class="card"><span class="quiet">{escape(card.title)}</span><strong>{escape(card.value)}</strong>'
+        f'{escape(card.change)}<br><span class="quiet">{escape(card.chance)}</span></div>'
+        for card in story.cards
+    )
+    notes = "".join(f'<p class="warn">{escape(sentence)}</p>' for sentence in story.left_out)
+    return (
+        f'<p>{escape(story.compared)}</p>\n<div class="cards">{cards}</div>\n'
+        f"<p><strong>{escape(story.finding)}</strong> {escape(story.caveat)}</p>\n{notes}"
+    )
+
+
+def _accuracy(story: Story, models: Models, keys: Sequence[str]) -> str:
+    parts = ['<section><h2 id="accuracy">Accuracy</h2>']
+    if story.answered is not None:
+        first, second = map(escape, story.pair.names)
+        parts += [f"<h3>By question type: {second} minus {first}</h3>", html_figure(types_chart(story), "types")]
+        parts += [_quiet("95 % intervals, each for itself; gray where the interval has 0 in it.")]
+        names = dict(zip(("first", "second"), story.answered.pair.names, strict=True)) | {"score": "difference"}
+        parts += [html_table(story.answered.by_type.rename(columns=names), "accuracy-by-type")]
+    rows = model_rows(Models({key: models.by_key[key] for key in keys}), keys[0])[TABLE]
+    parts += [f"<h3>Each model, difference to {escape(keys[0])}</h3>", html_table(rows, "models")]
+    parts += [
+        '<p class="quiet">Mean of question types; intervals over images, which say nothing about other seeds.</p>'
+    ]
+    of_model = {figures.plain_name(key): accuracies_of(models.by_key[key]) for key in keys}
+    known = {key: table for key, table in of_model.items() if len(table)}
+    if known and len(known) <= figures.LINES:
+        parts += ["<h3>Each model by question type</h3>", html_figure(figures.accuracy_by_type(known), "by-type")]
+    return "\n".join(parts) + "</section>"
+
+
+def _layers(story: Story, stored: Stored, keys: Sequence[str], models: Models, used: dict[str, Sequence[str]]) -> str:
+    """Return the strip of all measures and a chart of each; `used` gets {folder of a run: its command}."""
+    measured = {key: measure for key, measure in MEASURES.items() if stored.of(measure.analysis, keys)}
+    if not measured:
+        return '<section><h2 id="layers">Layers</h2><p>No analysis of these models is stored.</p></section>'
+    parts = ['<section><h2 id="layers">Layers</h2>']
+    if story.alignment is not None:
+        first, second = map(escape, story.pair.names)
+        parts += [f"<h3>CKNNA by layer: {second} minus {first}</h3>"]
+        parts += [html_figure(alignment_chart(story, story.alignment), "alignment")]
+    table = strip(story.pair, stored, measured)
+    if len(table):
+        parts += ["<h3>All measures at once, in standard errors</h3>", html_figure(figures.layer_strip(table), "strip")]
+        parts += [
+            _quiet(
+                "Blue: higher in the second model. A dot: the 95 % interval leaves 0 out, not corrected for the number"
+                " of cells."
+            )
+        ]
+        parts += [html_table(table.drop(columns="measure"), "differences")]
+    several = len(keys) > len({models.by_key[key].variant for key in keys}) > 1
+    for asked, short in QUESTIONS.items():
+        of_question = [measure for measure in measured.values() if measure.asked == asked]
+        if of_question:
+            parts += [f"<h3>{escape(short)}</h3><p>{escape(LONG[asked])}</p>"]
+        for measure in of_question:
+            of_runs = stored.of(measure.analysis, keys)[0]
+            used |= {run.folder.name: run.record.get("argv", []) for run in of_runs}
+            rows = curves_of(scores(measure, of_runs))
+            if several:
+                rows["group"] = [models.by_key[key].variant for key in rows["name"]]
+            for series, shown in rows.groupby("series", sort=False):
+                title = measure.title.format(series=series)
+                figure = figures.layer_curves_named(shown, y=title, zero=measure.neutral is not None)
+                about = f"{images_words(shown['n_images'])} of {of_runs[0].record.get('data')}; {measure.explained}."
+                parts += [f"<h4>{escape(title)}</h4>", html_figure(figure, f"{measure.key}-{len(parts)}")]
+                parts += [_quiet(about)]
+    return "\n".join(parts) + "</section>"
+
+
+def _claims(root: Path) -> str:
+    try:
+        ledger = newest(root)
+    except RunError as error:
+        return f'<p class="warn">{escape(str(error))}</p>'
+    return "" if ledger is None else ledger_section(ledger)
+
+
+def _made(used: Mapping[str, Sequence[str]]) -> str:
+    rows = pd.DataFrame([{"run": name, "command": shlex.join(words)} for name, words in used.items()])
+    if rows.empty:
+        return ""
+    table = html_table(rows, "runs")
+    return f'<section><h2 id="runs">How each number was made</h2><div class="claims">{table}</div></section>'
+
+
+def _quiet(text: str) -> str:
+    return f'<p class="quiet">{escape(text)}</p>'
