@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -56,53 +55,37 @@ def draw(engines: Mapping[str, Engine], seen: Mapping[str, Look], asked: Asked, 
     first = next(iter(seen.values()))
     box = WHOLE if kind in ("permute", "all") else region_of(chosen.get("p", ""), first)
     change = Change("mean" if kind == "all" else kind, box, at)  # type: ignore[arg-type]
-    about = (asked.pixels, asked.sample.question, change, tuple(engines))
+    about = (asked.pixels, asked.key, change, tuple(engines))
     if right.button("Ask again", type="primary", key="ask-again", width="stretch"):
         st.session_state["again"] = about
     st.caption(f"{MEANS[kind]} Drag over the image to frame a region.")
     if st.session_state.get("again") != about:
         return
-    rows = []
+    table: dict[str, dict[str, str]] = {}
     for key, model in engines.items():
         try:
-            reply = _reply(model.mllm.fingerprint, asked.pixels, asked.sample.question, change, model, asked)
+            reply = _reply(model.mllm.fingerprint, asked.pixels, asked.key, change, model, asked)
         except WorkbenchError as error:
             st.warning(f"{plain(key)}: {plain(error)}")
             continue
-        rows += _rows(key, seen[key], reply)
-    if rows:
-        st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch", column_config=_columns())
+        for name, one in (("before", seen[key]), ("after", reply)):
+            for what, value in _values(one).items():
+                table.setdefault(what, {})[f"{key} {name}"] = value
+    if table:
+        st.dataframe(pd.DataFrame(table).T, width="stretch")
 
 
 @cached
-def _reply(model: str, pixels: bytes, question: str, change: Change, _engine: Engine, _asked: Asked) -> Reply:
+def _reply(
+    model: str, pixels: bytes, question: tuple[object, ...], change: Change, _engine: Engine, _asked: Asked
+) -> Reply:
     sample = replace(_asked.sample, load=lambda: _asked.image)
     return asked_again(_engine, sample, change)
 
 
-def _rows(key: str, before: Look, after: Reply) -> list[dict[str, Any]]:
-    """Return one row for a model, with the option that it answered before and, where there are options, all of them."""
-    answer: dict[str, Any] = {
-        "model": key,
-        "what": "answer",
-        "before": before.answer or "(empty)",
-        "after": after.answer or "(empty)",
-    }
-    options: list[dict[str, Any]] = [
-        {
-            "model": key,
-            "what": f"p of {option}",
-            "before": f"{share:.3f}",
-            "after": f"{after.options[option]:.3f}",
-            "change": after.options[option] - share,
-        }
-        for option, share in sorted(before.options.items(), key=lambda item: -item[1])[:4]
-    ]
-    return [answer, *options]
-
-
-def _columns() -> dict[str, Any]:
-    return {"what": st.column_config.TextColumn(""), "change": st.column_config.NumberColumn(format="%+.3f")}
+def _values(one: Look | Reply) -> dict[str, str]:
+    """Return the answer and the probability of each option, as texts by what they are."""
+    return {"answer": one.answer or "(empty)"} | {f"p of {name}": f"{share:.3f}" for name, share in one.options.items()}
 
 
 def patches_of(text: str, grid: tuple[int, int]) -> tuple[int, int, int, int] | None:

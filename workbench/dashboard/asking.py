@@ -58,6 +58,11 @@ class Asked:
     pixels: bytes
     stored: bool
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What of the question decides what is shown."""
+        return self.sample.id, self.sample.question, self.sample.options
+
 
 def choose(site: Site, keys: list[str]) -> Asked:
     """Draw the choice of data, image and question.
@@ -95,7 +100,10 @@ def _scene(site: Site, keys: list[str], left: Any, right: Any) -> list[Sample]:
         spec = _spec(site, listed)
     named, asked = st.query_params.get("i", ""), st.query_params.get("q", "")
     if named.startswith(OWN_IMAGE):  # what was uploaded stays with the session that did it
-        complain("i", "that was uploaded elsewhere", f"the first of {spec}")
+        if named != st.session_state.get("own-left"):
+            complain(
+                "i", named, f"the first of {spec}, since an image of one's own stays in the session that opened it"
+            )
         del st.query_params["i"]
         named = ""
     scenes = _scenes(spec, BROWSED)
@@ -192,11 +200,11 @@ def _own_image() -> tuple[str, Image.Image] | None:
     """
     with st.popover("Your own image", width="stretch"):
         file = st.file_uploader("An image file", FILES, key="upload", max_upload_size=MEGABYTES)
-        pasted = _paste()(key="paste", data={"limit": MEGABYTES << 20}, on_image_change=lambda: None).image
         st.caption("Or paste one anywhere on this page (Ctrl+V). It stays in this session's memory.")
         if st.session_state.get("own-image") and st.button("Back to the data set", key="no-own"):
-            st.session_state.pop("own-image")
+            st.session_state["own-left"] = st.session_state.pop("own-image")[0]
             st.session_state["own-dismissed"] = file.file_id if file else ""
+    pasted = _paste()(key="paste", data={"limit": MEGABYTES << 20}, on_image_change=lambda: None).image
     content, name = (None, "") if file is None else (file.getvalue(), file.name)
     new = file is not None and file.file_id != st.session_state.get("own-dismissed")
     if pasted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import streamlit as st
 
@@ -29,6 +30,7 @@ VIEWS = {
 }
 STORED = {"maps": "tokens", "umap": "tokens", "attention": "attention", "words": "logit_lens"}
 DRAWN = {"attention": ("Attention over the image",), "words": ("Words over image",)}
+VIEWER = "viewer"
 TRAIN = "Train one with `python -m trainer shapes_viral`, or run `viral demo`."
 
 
@@ -183,43 +185,88 @@ def _right_answer(asked: Asked) -> None:
 @st.fragment
 def _inside(site: Site, ready: Mapping[str, tuple[Engine, Look]], asked: Asked, vfm: str) -> None:
     """Draw the viewer, keep what is chosen in it in the address, and let the question be asked again."""
-    key = "viewer"
-    chosen = dict((st.session_state.get(key) or {}).get("chosen") or {})
-    if chosen:
-        start = st.session_state.get("viewer-start", {})
-    else:  # just opened
-        start = {name: st.query_params[name] for name in viewer.STATE if name in st.query_params}
-        st.session_state["viewer-start"] = start
-    seen = [one for _, one in ready.values()]
-    now = start | chosen
-    patch, row = _numbers(now, seen[0])
-    objects = list(named_objects(asked.sample, 2) or named_objects(asked.sample, 1))
-    data = viewer.shared(asked.image, objects, _first_layer(site, ready), start)
-    features = _patches(vfm, asked, seen[0]) if vfm else None
-    panels = []
-    for name, (model, one) in ready.items():
-        aligned = _alignment(model.mllm.fingerprint, vfm, asked.pixels, one, asked) if vfm else None
-        panels.append(viewer.panel_of(name, site.colors.get(name, ""), one, objects, aligned, (patch, row)))
-    colors, basis = viewer.colors_of(seen)
-    data["panels"] = [panel | {"pca": rgb} for panel, rgb in zip(panels, colors, strict=True)]
-    data["basis"] = basis
-    data["vfm"] = viewer.panel_of_vfm(vfm, features, seen[0].place) if features is not None else None
-    result = viewer.viewer(data, key)
+    chosen = dict((st.session_state.get(VIEWER) or {}).get("chosen") or {})
+    if not chosen:  # just opened
+        st.session_state["viewer-start"] = {
+            name: st.query_params[name] for name in viewer.STATE if name in st.query_params
+        }
+    start = st.session_state.get("viewer-start", {})
+    layer = _first_layer(site, ready)
+    seen = {name: one for name, (_, one) in ready.items()}
+    now = _current(start | chosen, seen, layer)
+    models = tuple((name, model.mllm.fingerprint, site.colors.get(name, "")) for name, (model, _) in ready.items())
+    data = _data(models, asked.pixels, asked.key, vfm, _parts(now, seen), layer, seen, asked)
+    result = viewer.viewer({**data, "start": start}, VIEWER)
     state = {name: str(result[name]) for name in viewer.STATE if name in result}
     if any(st.query_params.get(name) != value for name, value in state.items()):
         st.query_params.update(state)
-    again.draw(
-        {name: model for name, (model, _) in ready.items()}, dict(zip(ready, seen, strict=True)), asked, now | state
-    )
+    engines = {name: model for name, (model, _) in ready.items()}
+    again.draw(engines, seen, asked, _current(start | state, seen, layer))
 
 
-def _numbers(now: Mapping[str, str], seen: Look) -> tuple[int, int]:
-    """Return the number of the chosen patch, and of the chosen row of attention."""
-    rows, columns = seen.grid
-    place = again.patches_of(now.get("p", ""), seen.grid)
-    first = place[:2] if place else (rows // 2, columns // 2)
-    row = now.get("t", "0")
-    return first[0] * columns + first[1], int(row) if row.isdigit() else 0
+@cached
+def _data(
+    models: tuple[tuple[str, str, str], ...],
+    pixels: bytes,
+    question: tuple[object, ...],
+    vfm: str,
+    chosen: tuple[int, int],
+    layer: int,
+    _seen: Mapping[str, Look],
+    _asked: Asked,
+) -> dict[str, Any]:
+    """Return all that the viewer shows, but for what is chosen at first.
+
+    Args:
+        models: name, fingerprint and color of each.
+        pixels: `image_hash` of the image.
+        question: `Asked.key`.
+        vfm: name of the vision foundation model, "" for none.
+        chosen: patch and row to which large arrays are cut (`_parts`).
+        layer: to show first.
+    """
+    objects = list(named_objects(_asked.sample, 2) or named_objects(_asked.sample, 1))
+    panels = []
+    for name, fingerprint, color in models:
+        aligned = _alignment(fingerprint, vfm, pixels, question, _seen[name], _asked) if vfm else None
+        panels.append(viewer.panel_of(name, color, _seen[name], objects, aligned, chosen))
+    colors, basis = viewer.colors_of(list(_seen.values()))
+    first = next(iter(_seen.values()))
+    return {
+        **viewer.shared(_asked.image, objects, layer),
+        "panels": [panel | {"pca": rgb} for panel, rgb in zip(panels, colors, strict=True)],
+        "basis": basis,
+        "vfm": viewer.panel_of_vfm(vfm, _patches(vfm, _asked, first), first.place) if vfm else None,
+    }
+
+
+def _current(chosen: Mapping[str, str], seen: Mapping[str, Look], layer: int) -> dict[str, str]:
+    """Return the layer, row and region that the viewer shows: those that are chosen, unless they do not fit.
+
+    Args:
+        chosen: of the address or the viewer.
+        seen: the looks of the models.
+        layer: that is shown if none, or none that fits, is chosen.
+    """
+    first = next(iter(seen.values()))
+    rows, columns = first.grid
+    sizes = {"l": max(len(one.hidden) for one in seen.values()), "t": max(len(one.tokens) for one in seen.values()) + 1}
+    now = {"l": str(layer), "t": "0", "p": f"{rows // 2},{columns // 2}"}
+    for key, size in sizes.items():
+        if chosen.get(key, "").isdigit() and int(chosen[key]) < size:
+            now[key] = chosen[key]
+    if again.patches_of(chosen.get("p", ""), first.grid):
+        now["p"] = chosen["p"]
+    return now
+
+
+def _parts(now: Mapping[str, str], seen: Mapping[str, Look]) -> tuple[int, int]:
+    """Return the chosen patch and row if the viewer receives large arrays for them alone, else 0 and 0."""
+    first = next(iter(seen.values()))
+    corners = again.patches_of(now["p"], first.grid)
+    if corners is None or not any(map(viewer.is_cut, seen.values())):
+        return 0, 0
+    return corners[0] * first.grid[1] + corners[1], int(now["t"])
 
 
 def _first_layer(site: Site, ready: Mapping[str, tuple[Engine, Look]]) -> int:
@@ -238,5 +285,7 @@ def _patches(vfm: str, asked: Asked, seen: Look):  # type: ignore[no-untyped-def
 
 
 @cached
-def _alignment(model: str, vfm: str, pixels: bytes, _seen: Look, _asked: Asked) -> Alignment | str:
+def _alignment(
+    model: str, vfm: str, pixels: bytes, question: tuple[object, ...], _seen: Look, _asked: Asked
+) -> Alignment | str:
     return aligned_with(_seen, _patches(vfm, _asked, _seen))

@@ -292,13 +292,13 @@ export default function viewer({ data, parentElement, setStateValue }) {
         to.fillRect(x, y, w, h);
         if (values.texts && w > 30) {
           const word = values.texts[n];
-          to.font = `${word.special ? 'italic ' : ''}${Math.max(9, Math.min(h / 3, w / 4.2))}px sans-serif`;
+          to.font = `${Math.max(9, Math.min(h / 3, w / 4.2))}px sans-serif`;
           to.textAlign = 'center';
           to.textBaseline = 'middle';
-          to.lineWidth = 3;
+          to.lineWidth = 2;
           to.strokeStyle = '#000';
-          to.fillStyle = word.special ? '#bbb' : '#fff';
-          to.strokeText(word.text, x + w / 2, y + h / 2, w - 2);
+          to.fillStyle = word.special ? '#000b' : '#fff'; // what is no word stands back
+          if (!word.special) to.strokeText(word.text, x + w / 2, y + h / 2, w - 2);
           to.fillText(word.text, x + w / 2, y + h / 2, w - 2);
         }
       }));

@@ -46,8 +46,8 @@ def viewer(data: Mapping[str, Any], key: str = "viewer") -> dict[str, Any]:
     return dict(result.chosen or {})
 
 
-def shared(image: Image.Image, objects: Sequence[Any], layer: int, start: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the viewer needs once: the image, names of objects, the layer to show first, and the address."""
+def shared(image: Image.Image, objects: Sequence[Any], layer: int) -> dict[str, Any]:
+    """Return what the viewer needs once: the image, names of objects, and the layer to show first."""
     small = image.copy()
     small.thumbnail((SIDE, SIDE))
     content = io.BytesIO()
@@ -57,7 +57,6 @@ def shared(image: Image.Image, objects: Sequence[Any], layer: int, start: Mappin
         "size": list(small.size),
         "objects": [item.name for item in objects],
         "layer": layer,
-        "start": dict(start),
         "views": SHOW,
     }
 
@@ -160,6 +159,12 @@ def _words(seen: Look) -> dict[str, Any] | None:
         "most": words.ids.shape[-1],
         "vocabulary": words.vocabulary,
     }
+
+
+def is_cut(seen: Look) -> bool:
+    """Return whether the viewer receives the arrays of a look for what is chosen alone."""
+    layers, tokens = seen.hidden.shape[:2]
+    return 4 * max(layers * tokens**2, seen.attention.numel()) > LIMIT
 
 
 def _array(values: Tensor, chosen: int) -> dict[str, Any]:

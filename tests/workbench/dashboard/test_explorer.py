@@ -24,6 +24,7 @@ from streamlit.testing.v1 import AppTest
 from tests.workbench.dashboard.test_dashboard import CHROMIUM, chromium_or_skip, open_page, serve, share, text_of
 from tests.workbench.overview.folders import train
 from workbench.capture.attention import attention
+from workbench.changing import Change, ask_again
 from workbench.dashboard import again, asking, engine, viewer
 from workbench.data import load_data
 from workbench.errors import DataError
@@ -229,16 +230,22 @@ def test_a_question_of_ones_own(explorer: AppTest, runs_folder: Path, monkeypatc
     assert "placeholder" in text_of(explorer)
 
 
-def test_the_question_is_asked_again(explorer: AppTest) -> None:
+def test_the_question_is_asked_again(explorer: AppTest, mllm: MLLM) -> None:
+    sample = load_data("shapes:val", limit=100)[0]
+    before = look(mllm, sample.image, sample.question, options=sample.options)
     explorer.selectbox(key="change").set_value("all").run()
+    explorer.selectbox(key="change-at").set_value("layer").run()
+    assert not len(explorer.dataframe)
     explorer.button(key="ask-again").click().run()
     table = explorer.dataframe[0].value
-    assert list(dict.fromkeys(table["model"])) == ["baseline", "viral"]
-    shares = table[table["what"].str.startswith("p of")]
-    assert len(shares)
-    assert (shares["after"].astype(float) - shares["before"].astype(float)).tolist() == pytest.approx(
-        shares["change"].tolist(), abs=1.1e-3
-    )
+    assert list(table.columns) == ["baseline before", "baseline after", "viral before", "viral after"]
+    reply = ask_again(mllm, sample, Change("mean", at=2))  # the layer that is aligned is shown first
+    for name, one in (("viral before", before), ("viral after", reply)):
+        assert table.loc["answer", name] == (one.answer or "(empty)")
+        for option, share_of_it in one.options.items():
+            assert float(table.loc[f"p of {option}", name]) == pytest.approx(share_of_it, abs=6e-4)
+    explorer.selectbox(key="change").set_value("permute").run()
+    assert not len(explorer.dataframe)  # no old answer under a new change
 
 
 def test_links_that_no_longer_fit(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +255,7 @@ def test_links_that_no_longer_fit(runs_folder: Path, monkeypatch: pytest.MonkeyP
     assert "The link names VFM nothing" in said
     assert "The link names the model away" in said
     uploaded = open_page("explorer", runs_folder, monkeypatch, i="upload:12345678")
-    assert "The link names image that was uploaded elsewhere" in text_of(uploaded)
+    assert "The link names image upload:12345678, which" in text_of(uploaded)
 
 
 def test_other_data(explorer: AppTest, runs_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
