@@ -117,12 +117,22 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
                     seeds_of(site, site.pair.keys if site.pair else []),
                     f"{over}, paired; a dot marks one that leaves 0 out, not corrected for the number of cells",
                 ),
-                below="Blue: higher in the second model. A dot: the 95 % interval leaves 0 out, not corrected for the"
-                " number of cells.",
+                below=plain(f"Blue: higher in {second}, orange: higher in {first}.")
+                + " A dot: the 95 % interval leaves 0 out, not corrected for the number of cells. A click on a cell"
+                " marks its layer.",
+                clicked=partial(_follow, layers),
             )
     if len(layers) > 1:
         st.select_slider("Layer, marked in every chart", layers, key="l", bind="query-params")
     return int(st.session_state["l"])
+
+
+def _follow(layers: Sequence[int]) -> None:
+    """Mark the layer of the cell that was clicked."""
+    points = st.session_state["strip"]["selection"]["points"]
+    column = str(points[0]["customdata"][0]) if points else ""
+    if column.isdigit() and int(column) in layers:
+        st.session_state["l"] = int(column)
 
 
 def _first_layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
@@ -177,7 +187,8 @@ def _score(site: Site, measure: Measure, layer: int) -> None:
     table = _scores(measure.key, _stamp_of(runs), runs)
     series = list(dict.fromkeys(table["series"]))
     if len(series) > 1:
-        picked = choice(f"s-{measure.key}", series, series[0], "Compared with")
+        aligned = [name for key in reversed(site.chosen) for name in site.models.by_key[key].vfms if name in series]
+        picked = choice(f"s-{measure.key}", series, (aligned or series)[0], "Compared with")
         table = table[table["series"] == picked]
     shown = curves_of(table)
     if several_seeds(site):

@@ -71,7 +71,8 @@ def _table(site: Site) -> None:
     shown = rows[rows[name].str.contains(text, case=False, regex=False)] if text else rows
     if wanted:
         shown = shown[shown["variant"].isin(wanted)]
-    shown = shown.reset_index(drop=True)
+    first = site.models.by_key[site.baseline].variant if by_seed else site.baseline
+    shown = shown.sort_values(name, key=lambda names: names != first, kind="stable", ignore_index=True)
     event = st.dataframe(
         shown.drop(columns=["why", "chance"], errors="ignore"),
         hide_index=True,
@@ -321,7 +322,10 @@ def _sweeps(site: Site) -> None:
         below="95 % intervals over seeds; differences are paired by seed, with Holm's correction over the variants. A"
         " variant with one seed has no interval.",
     )
-    st.dataframe(of_type.drop(columns=["type", "against"]), hide_index=True, width="stretch")
+    shown = of_type.drop(columns=["type", "against", "few"], errors="ignore").replace([np.inf, -np.inf], np.nan)
+    if {"p", "p_holm", "pairs"} <= set(shown):
+        shown.loc[~(shown["pairs"] > 1), ["p", "p_holm"]] = np.nan  # a single seed has no test
+    st.dataframe(shown, hide_index=True, width="stretch")
 
 
 def _one_model(site: Site) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ NO_BROWSER = (
 )
 
 
-def chart(figure: Any, key: str, caption: Caption, *, below: str = "") -> None:
+def chart(
+    figure: Any, key: str, caption: Caption, *, below: str = "", clicked: Callable[[], None] | None = None
+) -> None:
     """Draw a figure, a line of text below it, and the button that saves it for a paper.
 
     Args:
@@ -34,8 +36,15 @@ def chart(figure: Any, key: str, caption: Caption, *, below: str = "") -> None:
         key: name of the chart on its page.
         caption: what the caption in a paper has to say.
         below: the line below it, as Markdown.
+        clicked: called when a cell of a heat map is chosen; see `figures.clickable`.
     """
-    st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=key)
+    if clicked is None:
+        st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=key)
+    else:
+        cells = figures.clickable(figure)
+        st.plotly_chart(
+            cells, width="stretch", config=figures.EXPORT, key=key, on_select=clicked, selection_mode="points"
+        )
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top"):
         if below:
             st.caption(below, width="stretch")

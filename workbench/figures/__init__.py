@@ -2,7 +2,15 @@
 
 from workbench.figures.charts import accuracy_by_type, bars, points
 from workbench.figures.colors import color_of, colored, model_colors
-from workbench.figures.compared import LINES, difference_dots, layer_curves_named, layer_heat, layer_strip, named_curves
+from workbench.figures.compared import (
+    LINES,
+    clickable,
+    difference_dots,
+    layer_curves_named,
+    layer_heat,
+    layer_strip,
+    named_curves,
+)
 from workbench.figures.layers import difference_curves, layer_curves, name_final_norm, with_ceilings
 from workbench.figures.maps import Overlay, WordMap, layered_overlays, overlays, word_maps
 from workbench.figures.score_maps import head_maps, head_maps_of, matrix_maps
@@ -31,6 +39,7 @@ __all__ = [
     "WordMap",
     "accuracy_by_type",
     "bars",
+    "clickable",
     "color_of",
     "colored",
     "difference_curves",

@@ -128,7 +128,8 @@ def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object],
     """Write each curve's name beside its last point; names that would overlap are moved apart."""
     ends = {str(name): curves[curves["name"] == name].sort_values("at").iloc[-1] for name in names}
     places = {name: float(row["score"]) for name, row in ends.items()}
-    lowest, highest = float(chance["score"].min()), float(chance["score"].max())
+    drawn = [column for column in ("score", "low", "high") if column in chance]
+    lowest, highest = float(chance[drawn].min().min()), float(chance[drawn].max().max())
     if "chance" in chance and chance["chance"].notna().any():
         last = chance[chance["at"] == chance["at"].max()]["chance"].max()
         if np.isfinite(last):
@@ -242,6 +243,29 @@ def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
     figure.update_xaxes(type="category", showgrid=False)
     return figure.update_layout(margin={"l": 8, "t": 12})
+
+
+def clickable(figure: go.Figure) -> go.Figure:
+    """Return a heat map with an unseen point in each cell, since a heat map itself reports no clicks.
+
+    The `customdata` of a point is the text of its column and of its row.
+    """
+    heat = figure.data[0]
+    rows, columns = np.nonzero(np.isfinite(np.asarray(heat.z, dtype=float)))
+    places = [(str(heat.x[column]), str(heat.y[row])) for row, column in zip(rows, columns, strict=True)]
+    unseen = {"marker": {"opacity": 0}}
+    return go.Figure(figure).add_scatter(
+        x=[x for x, _ in places],
+        y=[y for _, y in places],
+        customdata=places,
+        mode="markers",
+        marker={"size": 24, "symbol": "square", "opacity": 0},
+        selected=unseen,
+        unselected=unseen,
+        text=[f"{y}, layer {x}" for x, y in places],
+        hoverinfo="text",
+        showlegend=False,
+    )
 
 
 def _layer_names(layers: Sequence[object]) -> list[str]:

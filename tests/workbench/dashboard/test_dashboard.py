@@ -381,6 +381,35 @@ CHROMIUM = [
 
 
 @pytest.mark.browser
+def test_a_click_on_the_strip_marks_its_layer_and_j_goes_to_the_next_question(two: Path) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    chromium = chromium_or_skip()
+    with serve(two) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        page.goto(f"{address}/layers")
+        cell = page.locator("[data-testid=stPlotlyChart]").first.locator(".scatterlayer .point").last
+        cell.wait_for(state="attached", timeout=60_000)
+        page.wait_for_timeout(1000)
+        box = cell.bounding_box()
+        assert box
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_timeout(300)
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        expect(page.get_by_text(re.compile("Layer 2: baseline"))).to_be_visible(timeout=30_000)
+        page.goto(f"{address}/examples")
+        expect(page.get_by_text("1 of 40")).to_be_visible(timeout=60_000)
+        page.wait_for_function("document.querySelector('[data-test-script-state=notRunning]')", timeout=60_000)
+        page.wait_for_timeout(1000)
+        page.keyboard.press("j")
+        expect(page.get_by_text("2 of 40")).to_be_visible(timeout=30_000)
+        page.keyboard.press("k")
+        expect(page.get_by_text("1 of 40")).to_be_visible(timeout=30_000)
+        browser.close()
+
+
+@pytest.mark.browser
 def test_in_a_real_browser(two: Path) -> None:
     """From Home to Layers with the models kept; move the layer; a copied address shows the same page elsewhere."""
     from playwright.sync_api import expect, sync_playwright
