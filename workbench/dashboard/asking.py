@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,10 @@ def choose(site: Site, keys: list[str]) -> Asked:
     with right:
         own = _own_image()
     if own is not None:
-        image_id, image = own
-        with left:
-            st.text_input("Image", image_id.removeprefix(OWN_IMAGE), disabled=True, key="own-name")
-        scene = [Sample(image_id, image_id, lambda: image)]
-        write_address("i", [image_id])
+        image = own.image
+        left.text_input("Image", own.name, disabled=True)
+        scene = [Sample(own.image_id, own.image_id, lambda: image)]
+        write_address("i", [own.image_id])
     else:
         scene = _scene(site, keys, left, middle)
         image = scene[0].image
@@ -101,9 +101,7 @@ def _scene(site: Site, keys: list[str], left: Any, right: Any) -> list[Sample]:
     named, asked = st.query_params.get("i", ""), st.query_params.get("q", "")
     if named.startswith(OWN_IMAGE):  # what was uploaded stays with the session that did it
         if named != st.session_state.get("own-left"):
-            complain(
-                "i", named, f"the first of {spec}, since an image of one's own stays in the session that opened it"
-            )
+            complain("i", named, f"the first of {spec} (an uploaded image stays in its session)")
         del st.query_params["i"]
         named = ""
     scenes = _scenes(spec, BROWSED)
@@ -193,38 +191,78 @@ def check_spec(site: Site, spec: str) -> None:
 # --- an image of the user's own -------------------------------------------------------------------
 
 
-def _own_image() -> tuple[str, Image.Image] | None:
-    """Draw the upload of an image; return its name and the image, None without one.
+@dataclass(frozen=True)
+class OwnImage:
+    """An image that was uploaded or pasted.
+
+    Attributes:
+        image_id: what the address calls it.
+        name: its file's name.
+        image: upright and in RGB.
+        notes: what of it is not shown.
+    """
+
+    image_id: str
+    name: str
+    image: Image.Image
+    notes: str
+
+
+def _own_image() -> OwnImage | None:
+    """Draw the upload of an image, and return the image that was uploaded or pasted last, None without one.
 
     It stays in the memory of this session and is never written.
     """
+    state = st.session_state
     with st.popover("Your own image", width="stretch"):
-        file = st.file_uploader("An image file", FILES, key="upload", max_upload_size=MEGABYTES)
+        file = st.file_uploader("An image file", FILES, key="upload", max_upload_size=MEGABYTES, on_change=_removed)
         st.caption("Or paste one anywhere on this page (Ctrl+V). It stays in this session's memory.")
-        if st.session_state.get("own-image") and st.button("Back to the data set", key="no-own"):
-            st.session_state["own-left"] = st.session_state.pop("own-image")[0]
-            st.session_state["own-dismissed"] = file.file_id if file else ""
+        if "own-image" in state and st.button("Back to the data set", key="no-own"):
+            state["own-left"] = state.pop("own-image").image_id
     pasted = _paste()(key="paste", data={"limit": MEGABYTES << 20}, on_image_change=lambda: None).image
-    content, name = (None, "") if file is None else (file.getvalue(), file.name)
-    new = file is not None and file.file_id != st.session_state.get("own-dismissed")
     if pasted:
-        content, name, new = b"" if pasted == "too large" else embedded(pasted), "pasted image", True
-        if pasted == "too large":
-            st.error(f"The pasted image has more than {MEGABYTES} MB: expected a smaller one.")
-            content = None
-    if new and content is not None:
-        try:
-            image, notes = own_image(content, name)
-            st.session_state["own-image"] = (f"{OWN_IMAGE}{image_hash(image).hex()[:8]}", image, notes)
-        except DataError as error:
-            st.session_state.pop("own-image", None)
-            st.error(plain(error))
-    if "own-image" not in st.session_state:
-        return None
-    image_id, image, notes = st.session_state["own-image"]
-    if notes:
-        st.caption(plain(notes))
-    return image_id, image
+        _take(lambda: _pasted(pasted), "pasted image")
+    elif file is not None and file.file_id != state.get("own-file"):
+        _take(file.getvalue, file.name)
+    state["own-file"] = file.file_id if file else ""
+    if "own-error" in state:
+        st.error(plain(state["own-error"]))
+    own: OwnImage | None = state.get("own-image")
+    if own is not None and own.notes:
+        st.caption(plain(own.notes))
+    return own
+
+
+def _removed() -> None:
+    """Go back to the data set when the file is taken out of the upload."""
+    st.session_state.pop("own-error", None)
+    if st.session_state["upload"] is None and "own-image" in st.session_state:
+        st.session_state["own-left"] = st.session_state.pop("own-image").image_id
+
+
+def _take(content: Callable[[], bytes], name: str) -> None:
+    """Remember an image, or why it cannot be shown."""
+    st.session_state.pop("own-error", None)
+    try:
+        image, notes = own_image(content(), name)
+    except DataError as error:
+        st.session_state.pop("own-image", None)
+        st.session_state["own-error"] = str(error)
+    else:
+        image_id = f"{OWN_IMAGE}{image_hash(image).hex()[:8]}"
+        st.session_state["own-image"] = OwnImage(image_id, name, image, notes)
+
+
+def _pasted(text: str) -> bytes:
+    """Return the bytes of a pasted image.
+
+    Raises:
+        DataError: it is too large.
+    """
+    content = embedded(text)
+    if content is None:
+        raise DataError(f"the pasted image has more than {MEGABYTES} MB: expected a smaller one")
+    return content
 
 
 @st.cache_resource(show_spinner=False)

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import struct
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -279,13 +281,30 @@ def test_other_data(explorer: AppTest, runs_folder: Path, monkeypatch: pytest.Mo
         assert app.selectbox(key="data").value != spec
 
 
-def test_a_model_without_weights_shows_its_stored_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_without_weights_are_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path, "baseline", right=share(0.5))
     train(tmp_path, "viral", right=share(0.9), aligned=True, layer=[1])
     app = open_page("explorer", tmp_path, monkeypatch)
     warnings = [warning.value.replace("\\", "") for warning in app.warning]
     assert len(warnings) == 2
     assert all("cannot be asked" in warning for warning in warnings)
+
+
+def test_a_model_whose_weights_are_gone_shows_its_stored_answer(
+    runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "runs"
+    shutil.copytree(runs_folder, root)
+    (root / "viral" / "model.safetensors").unlink()
+    stored = pd.read_parquet(root / "viral" / "evaluation.parquet")
+    row = stored.iloc[len(stored) // 2]
+    app = open_page("explorer", root, monkeypatch, q=row["id"])
+    said = text_of(app)
+    assert "viral cannot be asked" in said
+    assert f"viral, as stored when its training ended: **{row['given']}**" in said
+    assert f"p of the right answer {row['p_right']:.2f}" in said
+    assert f"Right answer: **{row['answer']}**" in said
+    assert len(app.button(key="ask-again").label)  # the other model can be asked
 
 
 @pytest.mark.browser
@@ -339,4 +358,51 @@ def test_in_a_real_browser(runs_folder: Path) -> None:
             assert shown.locator("[data-testid=stException]").count() == 0
         assert not errors
         assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
+        browser.close()
+
+
+PASTE = """async (url) => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([await (await fetch(url)).blob()], 'x.png', { type: 'image/png' }));
+  document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: transfer }));
+}"""
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_ones_own_image_in_a_real_browser(runs_folder: Path) -> None:
+    """Uploaded with markup in its name, no image at all, pasted, and left again."""
+    from playwright.sync_api import expect, sync_playwright
+
+    chromium = chromium_or_skip()
+    with serve(runs_folder) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
+        page = browser.new_page(viewport={"width": 1440, "height": 1400})
+        page.goto(f"{address}/explorer")
+        expect(page.locator("canvas.map").nth(1)).to_be_visible(timeout=90_000)
+        page.get_by_role("button", name="Your own image").click()
+        upload = page.locator("input[type=file]")
+        content = file_of(Image.new("RGB", (300, 150), "purple"))
+        upload.set_input_files({"name": "<b>a</b> **b**.png", "mimeType": "image/png", "buffer": content})
+        page.wait_for_url(re.compile("i=upload%3A"), timeout=60_000)
+        expect(page.get_by_text("No right answer is known.").first).to_be_visible(timeout=60_000)
+        box = page.locator("canvas.map").nth(1).bounding_box()
+        assert box is not None
+        assert box["width"] / box["height"] == pytest.approx(2, abs=0.05)
+        page.get_by_role("button", name="Back to the data set").click()
+        expect(page.get_by_text("Right answer:").first).to_be_visible(timeout=60_000)
+        assert "upload" not in page.url
+        assert page.locator("[data-testid=stAlert]").count() == 0
+        upload.set_input_files({"name": "b.png", "mimeType": "image/png", "buffer": b"no image"})
+        expect(page.get_by_text("image b.png cannot be read")).to_be_visible(timeout=60_000)
+        page.keyboard.press("Escape")
+        for _ in range(2):  # the next run does not bring back the file
+            green = base64.b64encode(file_of(Image.new("RGB", (64, 64), "green"))).decode()
+            page.evaluate(PASTE, f"data:image/png;base64,{green}")
+            page.wait_for_url(re.compile("i=upload%3A"), timeout=60_000)
+            expect(page.get_by_text("No right answer is known.").first).to_be_visible(timeout=60_000)
+            expect(page.get_by_text("image b.png cannot be read")).to_have_count(0)
+        page.get_by_role("textbox", name="Your question").fill("is this red ?")
+        page.keyboard.press("Enter")
+        page.wait_for_url(re.compile(r"(?=.*i=upload%3A)(?=.*q=text%3A)"), timeout=60_000)
         browser.close()
