@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from workbench.dashboard import claims
-from workbench.dashboard.new_run import job_queue, new_run
+from workbench.dashboard.new_run import job_queue, new_run, start_button
 from workbench.dashboard.site import Site, choice, plain
 from workbench.overview.differences import Pair
 from workbench.overview.report import selection_report
@@ -108,6 +108,7 @@ def _report(site: Site) -> None:
         "The long form has every figure of every analysis. What is stored is not computed again; what is missing is."
     )
     st.code(shlex.join(words), language="bash", wrap_lines=True)
+    start_button("all", words, ready=True)
     file = site.root / "report.html"
     if file.is_file():
         st.download_button(

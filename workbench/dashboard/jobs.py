@@ -1,7 +1,8 @@
 """Jobs: analyses started from the dashboard.
 
-A job is a subprocess that runs exactly the command shown on the page, with its output in a file. There is one at a time
-for each analysis. Jobs belong to the server, not to a browser tab, and end with it.
+A job is a subprocess that runs exactly the command shown on the page, with its output in a file. Jobs that the pages
+add run one after the other, so that they do not share the memory of a GPU. Jobs belong to the server, not to a browser
+tab, and end with it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from workbench.progress import EVENTS, read_events
 
 State = Literal["running", "done", "failed", "stopped"]
 LOCAL = ("127.0.0.1", "localhost", "::1")
+PAUSE = 0.2  # seconds between looks whether the next job may start
 PATIENCE = 5.0  # seconds until a job that was asked to stop gets the next, stronger signal
 
 
@@ -109,10 +111,63 @@ class Job:
 
 @dataclass
 class Jobs:
-    """The newest job of each analysis."""
+    """The newest job of each analysis, and the commands that wait.
+
+    Attributes:
+        waiting: {analysis: command}, the next one first.
+        refused: {analysis: why its waiting command could not be started}.
+    """
 
     newest: dict[str, Job] = field(default_factory=dict)
+    waiting: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _queue: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def busy(self) -> bool:
+        """Return whether a job runs."""
+        return any(job.state == "running" for job in list(self.newest.values()))
+
+    def add(self, name: str, words: Sequence[str]) -> None:
+        """Run `words` as `start` does, now or when all jobs before it have ended.
+
+        Raises:
+            RunError: a job of this analysis runs or waits already, or no process could be started.
+        """
+        with self._queue:
+            self.refused.pop(name, None)
+            if name in self.waiting:
+                raise RunError(
+                    f"a job of '{name}' waits already: expected one at a time; take it out of the queue first"
+                )
+            if not self.waiting and not self.busy():
+                self.start(name, words)
+                return
+            self.waiting[name] = tuple(words)
+            if len(self.waiting) == 1:
+                threading.Thread(target=self._start_waiting, daemon=True).start()
+
+    def remove(self, name: str) -> None:
+        """Take the waiting command of an analysis out of the queue."""
+        with self._queue:
+            self.waiting.pop(name, None)
+
+    def _start_waiting(self) -> None:
+        """Start the waiting commands, each when no job runs, until none waits."""
+        while True:
+            with self._queue:
+                if not self.waiting:
+                    return
+                if not self.busy():
+                    name, words = next(iter(self.waiting.items()))
+                    try:
+                        self.start(name, words)
+                    except RunError as error:
+                        self.refused[name] = str(error)
+                    del self.waiting[name]
+                    if not self.waiting:
+                        return
+            time.sleep(PAUSE)
 
     def start(self, name: str, words: Sequence[str]) -> Job:
         """Run `words` (python -m analyses.NAME ...) with the interpreter of this server.
@@ -144,6 +199,8 @@ class Jobs:
 
     def end_all(self) -> None:
         """Stop all jobs and remove their output, when the server ends."""
+        with self._queue:
+            self.waiting.clear()
         for job in self.newest.values():
             if job.process.poll() is None:
                 job._end()

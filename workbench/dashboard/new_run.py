@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -37,21 +38,26 @@ def new_run(site: Site) -> None:
     words += [word for flag in flags for word in flag]
     words += ["--output_dir", str(site.root)]
     st.code(shlex.join(words), language="bash", wrap_lines=True)
-    _estimate(site, analysis, len(chosen))
+    limit = words[words.index("--limit") + 1] if "--limit" in words else _default(fields, "limit")
+    _estimate(site, analysis, len(chosen), int(limit))
     wrong = [word for flag in flags for word in flag[1:] if word.startswith("-")]
     if wrong:
         st.error(plain(f"'{wrong[0]}' begins with a dash, like an option: expected a value."))
-    _start(analysis, words, ready=bool(chosen) and not wrong)
+    start_button(analysis, words, ready=bool(chosen) and not wrong)
 
 
-def _estimate(site: Site, analysis: str, models: int) -> None:
-    """Draw how long earlier runs took."""
+def _default(fields: Sequence[Mapping[str, Any]], name: str) -> int:
+    return next((int(field["default"]) for field in fields if field["name"] == name and field["default"]), 1)
+
+
+def _estimate(site: Site, analysis: str, models: int, images: int) -> None:
+    """Draw how long the command will take, from how long earlier runs took."""
     earlier = [run.record for run in site.stored.runs if run.analysis == analysis and run.record.get("seconds")]
     if earlier:
         rate = sorted(r["seconds"] / max(1, r["config"].get("limit") or 1) for r in earlier)[len(earlier) // 2]
         st.caption(
-            f"{len(earlier)} earlier runs took {rate:.2f} s per image and model (median), without loading the model:"
-            f" about {rate * models * 100:.0f} s for 100 images of {models} models."
+            f"About {rate * models * images:.0f} s for {images} images of {models} model{'s' * (models != 1)}, without"
+            f" loading them: {len(earlier)} earlier runs took {rate:.2f} s per image (median)."
         )
 
 
@@ -76,7 +82,7 @@ def _flag(column: Any, field: dict[str, Any], key: str) -> list[str]:
     return [] if value == before else [f"--{name}", *words]
 
 
-def _start(name: str, words: list[str], *, ready: bool) -> None:
+def start_button(name: str, words: list[str], *, ready: bool) -> None:
     """Draw the button that runs the command."""
     job = jobs().newest.get(name)
     if not may_start():
@@ -84,31 +90,38 @@ def _start(name: str, words: list[str], *, ready: bool) -> None:
             "This page starts jobs only if the dashboard is served to this machine alone (`--server.address"
             " 127.0.0.1`). Copy the command and run it in a terminal."
         )
-    elif st.button(
-        "Start", type="primary", disabled=not ready or (job is not None and job.state == "running"), key="start-job"
-    ):
-        jobs().start(name, words)
+        return
+    taken = name in jobs().waiting or (job is not None and job.state == "running")
+    label = "Add to the queue" if jobs().busy() else "Start"
+    if st.button(label, type="primary", disabled=not ready or taken, key="start-job"):
+        jobs().add(name, words)
         st.rerun()
 
 
 def job_queue() -> None:
     """Draw the jobs of this server, redrawn every second while one runs."""
-    newest = jobs().newest
-    if newest:
-        running = any(job.state == "running" for job in newest.values())
-        st.fragment(_jobs, run_every=1.0 if running else None)()
+    if jobs().newest or jobs().refused:
+        st.fragment(_jobs, run_every=1.0 if jobs().busy() or jobs().waiting else None)()
 
 
 def _jobs() -> None:
     newest = jobs().newest
-    states = {name: job.state for name, job in newest.items()}
+    states = {name: job.state for name, job in list(newest.items())}
     before = st.session_state.get("job-states", {})
     st.session_state["job-states"] = states
     if any(before.get(name) == "running" and state != "running" for name, state in states.items()):
         st.rerun()  # its results are in the folder now
-    for name, job in newest.items():
+    for name, job in list(newest.items()):
         with st.container(border=True):
             _job(name, job)
+    for name, why in list(jobs().refused.items()):
+        st.error(plain(f"{name}: {why}"))
+    for number, (name, words) in enumerate(list(jobs().waiting.items()), start=1):
+        with st.container(border=True, horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            st.markdown(f"Waits, number {number}: {plain(name)}", help=f"`{shlex.join(words)}`")
+            if st.button("Take out of the queue", key=f"remove-{name}"):
+                jobs().remove(name)
+                st.rerun()
 
 
 def _job(name: str, job: Job) -> None:

@@ -104,6 +104,40 @@ def test_no_shell_sees_the_arguments(own: Jobs, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_added_jobs_run_one_after_the_other_and_can_be_taken_out(own: Jobs, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def code(name: str, seconds: float) -> list[str]:
+        write = f"open({str(log)!r}, 'a').write"
+        return python(f"import time; {write}('{name} begins '); time.sleep({seconds}); {write}('{name} ends ')")
+
+    own.add("a", code("a", 0.6))
+    for name in ("b", "c", "d"):
+        own.add(name, code(name, 0.1))
+    assert list(own.waiting) == ["b", "c", "d"]
+    with pytest.raises(RunError, match="a job of 'c' waits already"):
+        own.add("c", python("0"))
+    own.remove("c")
+    deadline = time.monotonic() + 60
+    while "d" not in own.newest:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    wait(own.newest["d"])
+    assert log.read_text().split() == [word for name in "abd" for word in (name, "begins", name, "ends")]
+    assert not own.waiting
+
+
+def test_a_job_that_fails_does_not_hold_the_queue(own: Jobs) -> None:
+    own.add("a", python("import time; time.sleep(0.5); raise SystemExit(3)"))
+    own.add("b", python("0"))
+    deadline = time.monotonic() + 60
+    while "b" not in own.newest:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    wait(own.newest["b"])
+    assert [own.newest[name].state for name in "ab"] == ["failed", "done"]
+
+
 # --- on the page ----------------------------------------------------------------------------------
 
 
