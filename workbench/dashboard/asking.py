@@ -219,7 +219,8 @@ def _own_image() -> OwnImage | None:
         st.caption("Or paste one anywhere on this page (Ctrl+V). It stays in this session's memory.")
         if "own-image" in state and st.button("Back to the data set", key="no-own"):
             state["own-left"] = state.pop("own-image").image_id
-    pasted = _paste()(key="paste", data={"limit": MEGABYTES << 20}, on_image_change=lambda: None).image
+    with st.container(key="paste-place"):  # takes no room (shell.STYLE)
+        pasted = _paste()(key="paste", data={"limit": MEGABYTES << 20}, on_image_change=lambda: None).image
     if pasted:
         _take(lambda: _pasted(pasted), "pasted image")
     elif file is not None and file.file_id != state.get("own-file"):
