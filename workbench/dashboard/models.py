@@ -24,6 +24,8 @@ from workbench.overview.measures import images_words
 from workbench.overview.models import Model, Models, files_below
 from workbench.training_folder import MEAN, checkpoints, cknna_log, evaluated_on, score_log
 
+OF_A_SWEEP = ("variant", "type", "against", "seeds", "n", "chance", "accuracy", "low", "high", "difference")  # columns
+
 
 def page(site: Site) -> None:
     """Draw the table of models, and curves and accuracies of the chosen ones."""
@@ -303,7 +305,8 @@ def _sweeps(site: Site) -> None:
     name = choice("sweep", list(files), next(iter(files)), "Sweep")
     try:
         table = pd.read_parquet(files[name])
-    except (OSError, ValueError) as error:
+        table[list(OF_A_SWEEP)]
+    except (OSError, ValueError, KeyError) as error:
         st.warning(plain(f"{name} cannot be read ({one_line(error)}): expected the table of a sweep."))
         return
     kinds = list(dict.fromkeys(table["type"]))

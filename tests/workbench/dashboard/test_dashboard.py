@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -233,6 +233,47 @@ def test_evidence_lists_what_cannot_be_read(two: Path, monkeypatch: pytest.Monke
     states = models.dataframe[0].value.set_index("key")["state"]
     assert states["cut"].startswith("damaged: training.json is damaged")
     assert "sweep-x cannot be read" in text_of(models)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda _: b"[]", lambda _: b"null"])
+@pytest.mark.parametrize("file", ["training.json", "training.parquet", "evaluation.parquet", "accuracy.parquet"])
+def test_a_damaged_file_is_a_row_that_names_it_and_other_models_stay(
+    file: str, damage: Callable[[bytes], bytes], two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = train(two, "hurt", right=share(0.7), aligned=True, layer=[2])
+    (folder / file).write_bytes(damage((folder / file).read_bytes()))
+    table = open_page("models", two, monkeypatch).dataframe[0].value.set_index("key")
+    assert table.loc["hurt", "state"].startswith(f"damaged: {file}")
+    assert table.loc["viral", "difference"] == pytest.approx(0.4)
+    assert "50.0 → 90.0" in text_of(open_page("home", two, monkeypatch))
+    open_page("home", two, monkeypatch, b="baseline", m="hurt")
+
+
+def test_a_table_that_is_no_sweep_is_one_line(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pd.DataFrame({"other": [1]}).to_parquet(two / "sweep-x.parquet")
+    app = open_page("models", two, monkeypatch)
+    assert "sweep-x cannot be read" in text_of(app)
+    assert app.selectbox(key="one") if len(app.selectbox) > 2 else app.segmented_control(key="one")
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_runs_folder_that_vanishes_is_an_empty_one(name: str, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page(name, two, monkeypatch)
+    shutil.rmtree(two)
+    app.run()
+    assert not app.exception, app.exception
+    assert app.info
+    two.mkdir()  # for what tidies up
+
+
+def test_two_tabs_choose_for_themselves(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (open_page("home", two, monkeypatch) for _ in range(2))
+    one.selectbox(key="b").set_value("viral").run()
+    one.multiselect(key="m").set_value(["baseline"]).run()
+    other.run()
+    assert "90.0 → 50.0" in text_of(one)
+    assert "50.0 → 90.0" in text_of(other)
+    assert other.selectbox(key="b").value == "baseline"
 
 
 def test_names_with_markup_are_text(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
