@@ -79,9 +79,12 @@ def read_run_record(file: Path) -> RunRecord:
     """Read a `run.json`.
 
     Raises:
-        RunError: it is missing, damaged, or not the record of an analysis.
+        RunError: it is missing, damaged, or not the record of an analysis, or a table is named outside its folder.
     """
     record: RunRecord = _checked(file, RunRecord)
+    for name in record.get("tables", ()):
+        if Path(name).name != name:
+            raise RunError(f"{file} names the table '{name}': expected the name of a file in its folder")
     return record
 
 

@@ -108,7 +108,7 @@ def _report(site: Site) -> None:
         "The long form has every figure of every analysis. What is stored is not computed again; what is missing is."
     )
     st.code(shlex.join(words), language="bash", wrap_lines=True)
-    start_button("all", words, ready=True)
+    start_button("all", words, ready=True, label="Run what is missing")
     file = site.root / "report.html"
     if file.is_file():
         st.download_button(

@@ -82,7 +82,7 @@ def _flag(column: Any, field: dict[str, Any], key: str) -> list[str]:
     return [] if value == before else [f"--{name}", *words]
 
 
-def start_button(name: str, words: list[str], *, ready: bool) -> None:
+def start_button(name: str, words: list[str], *, ready: bool, label: str = "Start") -> None:
     """Draw the button that runs the command."""
     job = jobs().newest.get(name)
     if not may_start():
@@ -92,7 +92,7 @@ def start_button(name: str, words: list[str], *, ready: bool) -> None:
         )
         return
     taken = name in jobs().waiting or (job is not None and job.state == "running")
-    label = "Add to the queue" if jobs().busy() else "Start"
+    label = f"{label}, after the others" if jobs().busy() else label
     if st.button(label, type="primary", disabled=not ready or taken, key="start-job"):
         jobs().add(name, words)
         st.rerun()

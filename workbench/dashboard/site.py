@@ -128,10 +128,13 @@ def _words(site: Site) -> str:
     return plain(" vs ".join(named) if len(named) <= 4 else f"{named[0]} vs {len(named) - 1} others")
 
 
+WIDEST = 30  # letters of a button that fit on a phone
+
+
 def choice(key: str, options: Sequence[str], default: str, label: str, *, listed: bool = False, **more: Any) -> str:
     """Draw a choice of one of a few options, which is in the address as `key`; many make a list to open (`listed`)."""
     _read_address(key, options, [default])
-    if not listed and len(options) <= 6 and sum(map(len, options)) < 90:
+    if not listed and len(options) <= 6 and sum(lengths := list(map(len, options))) < 90 and max(lengths) <= WIDEST:
         words = more.pop("format_func", str)  # the buttons of this widget read Markdown, names must not
         st.segmented_control(
             label, options, key=key, required=True, format_func=lambda each: plain(words(each)), **more

@@ -126,3 +126,20 @@ def test_numbers_of_both_groups_are_those_of_the_seeds_that_the_difference_is_ov
     assert alignment.changes["n"].tolist() == [2]
     assert set(alignment.curves["over"]) == {"mean of 2 seeds"}
     assert alignment.over == "2 images of shapes:val"
+
+
+def test_a_record_reads_no_table_outside_its_folder(tmp_path: Path) -> None:
+    secret = cknna(tmp_path, "viral", {0: [0.5, 0.6]}, key="0" * 12)
+    folder = cknna(tmp_path, "viral", {0: [0.1, 0.2]}, key="1" * 12)
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"tables": [f"../{secret.name}/scores"]}))
+    (broken,) = read_stored(tmp_path).broken
+    assert broken.name == folder.name
+    assert "expected the name of a file in its folder" in broken.why
+
+
+def test_a_table_that_is_removed_later_makes_the_run_unusable(tmp_path: Path) -> None:
+    folder = cknna(tmp_path, "viral", {0: [0.5, 0.6]})
+    assert not read_stored(tmp_path).broken
+    (folder / "scores.parquet").unlink()
+    assert [broken.name for broken in read_stored(tmp_path).broken] == [folder.name]
