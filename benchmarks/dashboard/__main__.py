@@ -35,6 +35,7 @@ import psutil
 
 from benchmarks.dashboard.folders import Facts, enlarge, facts
 from benchmarks.dashboard.session import Session, Shown
+from workbench.errors import one_line
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("home", "models", "layers", "examples", "evidence")
@@ -156,20 +157,25 @@ def user(port: int, stored: Facts, clicks: int, seed: int) -> Tally:
     with Session(port) as session:
         page = ""
         for _ in range(clicks):
-            if not page or rng.random() < 0.4:
-                page = rng.choice(PAGES[:4])
-                rng.shuffle(names)
-                outcome, layer = "all questions", None
-                shown = session.open(page, f"b={names[0]}&m={names[1]}")
-            elif page == "layers":
-                layer = rng.randint(1, 6)
-                shown = session.click(l=str(layer))
-            elif page == "examples":
-                outcome = _outcome(names, rng.randrange(3))
-                shown = session.click(outcome=outcome)
-            else:
-                rng.shuffle(names)
-                shown = session.open(page, f"b={names[0]}&m={names[1]}")
+            try:
+                if not page or rng.random() < 0.4:
+                    page = rng.choice(PAGES[:4])
+                    rng.shuffle(names)
+                    outcome, layer = "all questions", None
+                    shown = session.open(page, f"b={names[0]}&m={names[1]}&outcome=all")  # a choice is remembered
+                elif page == "layers":
+                    layer = rng.randint(1, 6)
+                    shown = session.click(l=str(layer))
+                elif page == "examples":
+                    outcome = _outcome(names, rng.randrange(3))
+                    shown = session.click(outcome=outcome)
+                else:
+                    rng.shuffle(names)
+                    shown = session.open(page, f"b={names[0]}&m={names[1]}")
+            except LookupError as error:
+                tally.errors.append(f"{page}: {error}: {one_line(session.shown.text, 200)}")
+                page = ""
+                continue
             tally.seconds.append(shown.seconds)
             tally.received.append(shown.received)
             tally.errors += [f"{page}: {error}" for error in shown.errors]

@@ -130,7 +130,7 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
 def _follow(layers: Sequence[int]) -> None:
     """Mark the layer of the cell that was clicked."""
     points = st.session_state["strip"]["selection"]["points"]
-    column = str(points[0]["customdata"][0]) if points else ""
+    column = str(points[0]["x"]) if points else ""
     if column.isdigit() and int(column) in layers:
         st.session_state["l"] = int(column)
 

@@ -246,24 +246,22 @@ def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
 
 
 def clickable(figure: go.Figure) -> go.Figure:
-    """Return a heat map with an unseen point in each cell, since a heat map itself reports no clicks.
-
-    The `customdata` of a point is the text of its column and of its row.
-    """
+    """Return a heat map with an unseen point in each cell, since a heat map itself reports no clicks."""
     heat = figure.data[0]
     rows, columns = np.nonzero(np.isfinite(np.asarray(heat.z, dtype=float)))
-    places = [(str(heat.x[column]), str(heat.y[row])) for row, column in zip(rows, columns, strict=True)]
     unseen = {"marker": {"opacity": 0}}
-    return go.Figure(figure).add_scatter(
-        x=[x for x, _ in places],
-        y=[y for _, y in places],
-        customdata=places,
+    shown = go.Figure(figure)
+    shown.update_yaxes(autorange=False, range=[len(heat.y) - 0.5, -0.5])  # points would ask for a margin
+    shown.update_xaxes(autorange=False, range=[-0.5, len(heat.x) - 0.5])
+    return shown.add_scatter(
+        x=[heat.x[column] for column in columns],
+        y=[heat.y[row] for row in rows],
+        customdata=np.asarray(heat.customdata)[rows, columns],
+        hovertemplate=heat.hovertemplate,
         mode="markers",
         marker={"size": 24, "symbol": "square", "opacity": 0},
         selected=unseen,
         unselected=unseen,
-        text=[f"{y}, layer {x}" for x, y in places],
-        hoverinfo="text",
         showlegend=False,
     )
 
