@@ -108,8 +108,9 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
             key = ("strip", stamp(site, site.pair.keys if site.pair else []), marked)
             first, second = site.pair.names if site.pair else ("", "")
             over = " or ".join(dict.fromkeys(table["over"]))
+            strip_figure = once(key, lambda: figures.layer_strip(table, marked=marked))
             chart(
-                once(key, lambda: figures.layer_strip(table, marked=marked)),
+                strip_figure,
                 "strip",
                 Caption(
                     f"{second} minus {first} in every measure and layer, in standard errors",
@@ -120,6 +121,7 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
                 below=plain(f"Blue: higher in {second}, orange: higher in {first}.")
                 + " A dot: the 95 % interval leaves 0 out, not corrected for the number of cells. A click on a cell"
                 " marks its layer.",
+                cells=once(("cells", *key), lambda: figures.clickable(strip_figure)),
                 clicked=partial(_follow, layers),
             )
     if len(layers) > 1:

@@ -27,7 +27,13 @@ NO_BROWSER = (
 
 
 def chart(
-    figure: Any, key: str, caption: Caption, *, below: str = "", clicked: Callable[[], None] | None = None
+    figure: Any,
+    key: str,
+    caption: Caption,
+    *,
+    below: str = "",
+    cells: Any = None,
+    clicked: Callable[[], None] | None = None,
 ) -> None:
     """Draw a figure, a line of text below it, and the button that saves it for a paper.
 
@@ -36,12 +42,12 @@ def chart(
         key: name of the chart on its page.
         caption: what the caption in a paper has to say.
         below: the line below it, as Markdown.
-        clicked: called when a cell of a heat map is chosen; see `figures.clickable`.
+        cells: what is drawn instead if its cells can be chosen (`figures.clickable`).
+        clicked: called when one is.
     """
-    if clicked is None:
+    if cells is None or clicked is None:
         st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=key)
     else:
-        cells = figures.clickable(figure)
         st.plotly_chart(
             cells, width="stretch", config=figures.EXPORT, key=key, on_select=clicked, selection_mode="points"
         )

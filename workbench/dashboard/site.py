@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import streamlit as st
@@ -24,6 +25,7 @@ from workbench.overview.models import Models, read_models
 from workbench.overview.stored import Stored, read_stored
 
 T = TypeVar("T")
+_MAKING = RLock()  # one figure at a time: with twenty users at once, plotly took a heat map for a curve
 
 
 @dataclass
@@ -233,7 +235,8 @@ def cached(function: Callable[..., T]) -> Callable[..., T]:
 
 @st.cache_resource(max_entries=300, show_spinner=False)
 def _once(key: tuple[object, ...], _make: Callable[[], Any]) -> Any:
-    return _make()
+    with _MAKING:
+        return _make()
 
 
 def once(key: tuple[object, ...], make: Callable[[], T]) -> T:
