@@ -20,7 +20,8 @@ from workbench.changing import Change, ask_again, changed_tokens, inside, paint
 from workbench.data import Sample
 from workbench.errors import ConfigError
 from workbench.looking import Look, aligned_with, look, vfm_patches
-from workbench.mllm import MLLM
+from workbench.mllm import MLLM, VisualTokens
+from workbench.mllm.family import WHOLE
 from workbench.spatial.grids import sum_onto_grid, whole_image
 
 QUESTION, OPTIONS = "what is this ?", ("red cat", "blue dog")
@@ -233,3 +234,9 @@ def test_paint_changes_the_region_alone(mllm: MLLM, sample: Sample, image: Image
 def test_changes_that_cannot_be(mllm: MLLM, sample: Sample, change: Change, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ask_again(mllm, sample, change)
+
+
+def test_a_region_has_the_patches_whose_center_is_in_it() -> None:
+    parts = [VisualTokens(torch.arange(2), None, WHOLE), VisualTokens(torch.arange(16), (4, 4), WHOLE)]
+    assert inside(parts, (0.0, 0.0, 0.5, 0.5)).nonzero().flatten().tolist() == [2, 3, 6, 7]
+    assert inside(parts, WHOLE).tolist() == [False] * 2 + [True] * 16

@@ -214,11 +214,10 @@ def _own_image() -> OwnImage | None:
     It stays in the memory of this session and is never written.
     """
     state = st.session_state
-    with st.popover("Your own image", width="stretch"):
+    popover = st.popover("Your own image", width="stretch")
+    with popover:
         file = st.file_uploader("An image file", FILES, key="upload", max_upload_size=MEGABYTES, on_change=_removed)
         st.caption("Or paste one anywhere on this page (Ctrl+V). It stays in this session's memory.")
-        if "own-image" in state and st.button("Back to the data set", key="no-own"):
-            state["own-left"] = state.pop("own-image").image_id
     with st.container(key="paste-place"):  # takes no room (shell.STYLE)
         pasted = _paste()(key="paste", data={"limit": MEGABYTES << 20}, on_image_change=lambda: None).image
     if pasted:
@@ -226,6 +225,9 @@ def _own_image() -> OwnImage | None:
     elif file is not None and file.file_id != state.get("own-file"):
         _take(file.getvalue, file.name)
     state["own-file"] = file.file_id if file else ""
+    if "own-image" in state and popover.button("Back to the data set", key="no-own"):
+        state["own-left"] = state.pop("own-image").image_id
+        st.rerun()
     if "own-error" in state:
         st.error(plain(state["own-error"]))
     own: OwnImage | None = state.get("own-image")

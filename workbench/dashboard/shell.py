@@ -21,7 +21,7 @@ h1 {font-size: 1.75rem !important; padding-bottom: .7rem !important}
 h2 {font-size: 1.3rem !important; padding: .1rem 0 .3rem !important}
 h3 {font-size: 1.08rem !important; padding: .5rem 0 .5rem !important}
 [data-testid=stVerticalBlock] {gap: .7rem}
-.st-key-paste-place {position: absolute !important}
+:has(> .st-key-paste-place) {position: absolute !important}
 @media (max-width: 640px) {
   [data-testid=stMainBlockContainer] {padding: 3.6rem .8rem 2rem}
   h1 {font-size: 1.35rem !important}
