@@ -25,7 +25,6 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor, nn
 from transformers import TrainingArguments
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer.aligned_model import AlignedForConditionalGeneration, AlignedOutput
 from trainer.alignment_config import AlignmentConfig
@@ -85,10 +84,11 @@ class Padded(AlignedForConditionalGeneration):
         query, key = segments[:, :, None], segments[:, None]
         earlier, itself = (torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool) for _ in range(2))
         seen = (earlier.tril() & ((key == 0) | (key == query)) & (query >= 0)) | (itself.tril() & itself.triu())
-        tokens: Any = list(self.base.model.multi_modal_projector(connector_inputs))
-        image = BaseModelOutputWithPooling(pooler_output=tokens)
-        inputs = {"input_ids": input_ids, "attention_mask": seen[:, None], "position_ids": position_ids}
-        logits = self.base(**inputs, mm_encoder_outputs={"image": image}, use_cache=False).logits
+        projected = self.base.model.multi_modal_projector(connector_inputs)
+        embedded = self.base.get_input_embeddings()(input_ids)
+        embedded[input_ids == self.base.config.image_token_id] = projected.flatten(0, 1)
+        inputs = {"inputs_embeds": embedded, "attention_mask": seen[:, None], "position_ids": position_ids}
+        logits = self.base(**inputs, use_cache=False).logits
         answers = labels != IGNORED
         losses = nn.functional.cross_entropy(logits[answers].float(), labels[answers], reduction="sum")
         return AlignedOutput(losses / num_items_in_batch, None, logits)

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from trainer import distributed
 from trainer.alignment import Alignment
@@ -116,18 +115,18 @@ class AlignedForConditionalGeneration(Aligned):
         packing = Packing.of(segments)
         ids, answers = packing.flat(input_ids), packing.flat(labels)
         projected = self.base.model.multi_modal_projector(connector_inputs)
-        image = BaseModelOutputWithPooling(pooler_output=list(projected))  # type: ignore[arg-type]
         visual: list[VisualTokens] = []
         if self.alignment is not None:  # finding them on a GPU makes the host wait
             positions = (ids[0] == self.config.image_token_id).nonzero().flatten()
             visual = [VisualTokens(index, None, (0.0, 0.0, 1.0, 1.0)) for index in positions.view(len(projected), -1)]
         hidden = self.hidden_tokens([visual])
+        if self.residual is not None:
+            self.residual.expect(ids == self.config.image_token_id)
         logits = self.base(
-            input_ids=ids,
+            inputs_embeds=self._embedded(ids, projected),
             # a placeholder, so that transformers makes no mask: `packing` defines what each token sees
             attention_mask=ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
             position_ids=packing.flat(position_ids),
-            mm_encoder_outputs={"image": image},
             use_cache=False,
             packing=packing,
         ).logits
@@ -140,6 +139,16 @@ class AlignedForConditionalGeneration(Aligned):
             return AlignedOutput(lm_loss, None, packing.padded(logits))
         alignment_losses = self.alignment.losses(targets, [visual], hidden)
         return AlignedOutput(lm_loss, mean_loss(alignment_losses), packing.padded(logits), alignment_losses)
+
+    def _embedded(self, ids: Int[Tensor, "1 n"], projected: Float[Tensor, "b token d"]) -> Float[Tensor, "1 n d"]:
+        """Return the embeddings of the tokens, with the projected features at the visual positions.
+
+        They are put in here, since versions of transformers before `mm_encoder_outputs` ignore that argument, and
+        would train a model that sees no image.
+        """
+        embedded = self.base.get_input_embeddings()(ids)
+        visual = (ids == self.config.image_token_id)[..., None].expand_as(embedded)
+        return embedded.masked_scatter(visual, projected.to(embedded.dtype))
 
 
 def answer_positions(labels: Int[Tensor, "b s"]) -> Int[Tensor, " n"]:

@@ -47,6 +47,7 @@ class Residual(nn.Module):
         super().__init__()
         self.source, self.layers, self.features = source, tuple(layers), features
         self.adapters = nn.ModuleList(Adapter(features, width) for _ in layers if source == "encoder")
+        self._expected: Tensor | None = None  # the mask of the next forward pass, if it is called with embeddings
         self._visual: Tensor | None = None  # mask (sample, position), None in a forward pass without images
         self._first_input: Tensor | None = None  # input of the first block
         self._encoder_features: Tensor | None = None  # input of the projector
@@ -74,9 +75,20 @@ class Residual(nn.Module):
         for number, layer in enumerate(self.layers):
             _wrap(decoder.layers[layer - 1], after=partial(self._add, number))
 
+    def expect(self, visual: Tensor) -> None:
+        """Say where the visual tokens of the next forward pass are, which has embeddings instead of token ids.
+
+        Args:
+            visual: mask (sample, position).
+        """
+        self._expected = visual
+
     def _begin(self, image_token: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the visual positions of a prompt; a decoded token is never visual, whatever its id."""
-        self._running, self._visual, self._first_input = True, None, None
+        self._running, self._first_input = True, None
+        self._visual, self._expected = self._expected, None
+        if self._visual is not None:
+            return
         if kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs"):
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
