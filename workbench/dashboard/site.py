@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from threading import RLock
 from typing import Any, TypeVar
 
 import streamlit as st
@@ -25,7 +24,6 @@ from workbench.overview.models import Models, read_models
 from workbench.overview.stored import Stored, read_stored
 
 T = TypeVar("T")
-_MAKING = RLock()  # one figure at a time: with twenty users at once, plotly took a heat map for a curve
 
 
 @dataclass
@@ -235,14 +233,14 @@ def cached(function: Callable[..., T]) -> Callable[..., T]:
 
 @st.cache_resource(max_entries=300, show_spinner=False)
 def _once(key: tuple[object, ...], _make: Callable[[], Any]) -> Any:
-    with _MAKING:
-        return _make()
+    return _make()
 
 
 def once(key: tuple[object, ...], make: Callable[[], T]) -> T:
     """Return what `make` returns, made once for all sessions; `key` has all that it depends on.
 
-    Nobody may change it. A figure takes longer to make than all else on a page.
+    Nobody may change it, nor copy a figure by `go.Figure(figure)`, which changes it for a moment. A figure takes longer
+    to make than all else on a page.
     """
     result: T = _once(key, make)
     return result

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pandas as pd
 import pytest
 
-from workbench.figures import LINES, colored, difference_dots, layer_curves_named, model_colors, named_curves
+from workbench.figures import (
+    LINES,
+    clickable,
+    colored,
+    difference_dots,
+    layer_curves_named,
+    layer_strip,
+    model_colors,
+    named_curves,
+)
 from workbench.figures.compared import _apart
 
 
@@ -69,3 +80,17 @@ def test_markup_in_a_name_is_text() -> None:
     figure = named_curves(curves(1).assign(name="<b>x</b>"), x="layer", y="score")
     assert "<b>" not in "".join(str(trace.name) for trace in figure.data)
     assert all("<b>" not in note.text for note in figure.layout.annotations)
+
+
+def test_a_stored_strip_is_made_clickable_by_many_users_at_once() -> None:
+    row = {"score": 0.1, "low": 0.0, "high": 0.2, "z": 1.0, "n": 10, "over": "images"}
+    strip = layer_strip(pd.DataFrame([row | {"title": name, "layer": at} for name in "abc" for at in range(6)]))
+    before, interval = strip.to_json(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns within one copy
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(lambda _: clickable(strip), range(60)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert {tuple(trace.type for trace in figure.data) for figure in made} == {("heatmap", "scatter")}
+    assert strip.to_json() == before
