@@ -55,10 +55,9 @@ def chart(
         if below:
             st.caption(below, width="stretch")
         if st.button(
-            "Save",
+            "↓ Save",
             key=f"save-{key}",
             type="tertiary",
-            icon=":material/download:",
             help="For a paper: SVG, PDF, PNG, the drawn points as CSV, LaTeX, caption, Python",
         ):
             _dialog(figure, caption)

@@ -1,7 +1,8 @@
 """Figures as SVG, PNG and PDF, by a browser of this machine without a window, without a network and without a hub.
 
 The browser is spoken to through two pipes (Chromium's `--remote-debugging-pipe`: JSON messages that end with a zero
-byte), so that no port is opened. plotly's own code draws the figure, and the browser prints the PDF, with its fonts.
+byte), so that no port is opened. plotly's own code draws the figure, and the browser prints the PDF and embeds
+its fonts.
 """
 
 from __future__ import annotations

@@ -250,7 +250,7 @@ def clickable(figure: go.Figure) -> go.Figure:
     heat = figure.data[0]
     rows, columns = np.nonzero(np.isfinite(np.asarray(heat.z, dtype=float)))
     unseen = {"marker": {"opacity": 0}}
-    # go.Figure(figure) would take each trace's type out of `figure` itself for a moment, when another thread may read it
+    # go.Figure(figure) would take each trace's type out of `figure` for a moment, when another thread may read it
     shown = go.Figure(figure.to_dict())
     shown.update_yaxes(autorange=False, range=[len(heat.y) - 0.5, -0.5])  # points would ask for a margin
     shown.update_xaxes(autorange=False, range=[-0.5, len(heat.x) - 0.5])
