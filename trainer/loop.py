@@ -23,7 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from trainer import distributed
 from trainer.evaluation import metrics_of
 from trainer.monitor.cknna import CknnaMonitor, build_cknna_monitor
-from trainer.monitor.guards import FiniteCheck, check_token_counts
+from trainer.monitor.guards import FiniteCheck, ImageCheck, check_token_counts
 from trainer.monitor.progress import LastLog, Progress
 from trainer.monitor.warnings import EarlyWarnings, warn_once
 from trainer.objectives import weight_at
@@ -64,6 +64,7 @@ class AlignmentTrainer(Trainer):
         self._microbatches: Tensor | int = 1  # of all processes, those that have an answer
         self._batches: list[dict[str, Tensor]] = []  # of this process
         self._finite = FiniteCheck(recipe.output_dir)
+        self._images = ImageCheck(setup.model.base)
         self._saving = False
         self._started, self._seconds_before = time.monotonic(), 0.0
         self.trained_for, self.evaluated_at = 0.0, -1  # seconds; optimizer step of the last evaluation
@@ -123,6 +124,7 @@ class AlignmentTrainer(Trainer):
                 for name, value in output.alignment_losses.items():
                     self._add_to_log(f"alignment_loss/{name}", value * items / self._aligned_items)
         if model.training:
+            self._images.check(lm_loss, inputs, self.state.global_step + 1)
             self._finite.add(loss, terms, inputs, self.state.global_step + 1)
             self._batches.append(inputs)
         return loss * self.accelerator.num_processes

@@ -40,6 +40,7 @@ from trainer.recipe import DataConfig, MonitorConfig, OptimConfig, Recipe
 from trainer.run import train
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate
+from trainer.setups.packing import Packing
 from workbench import MLLM, cknna, load_data, load_vfm
 from workbench.capture.hidden_states import read
 from workbench.errors import ConfigError, DataError, RunError
@@ -535,3 +536,36 @@ def test_push_sends_model_and_card_and_nothing_else(folder: Path, hub: tuple[str
     assert seen["create"]["visibility"] == "private"
     assert seen["token"] == "Bearer hf_none"
     assert seen["files"] == {name: (folder / name).read_bytes() for name in uploaded_files(folder)}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+@pytest.mark.parametrize("fault", ["features ignored", "attention cut", None])
+def test_a_model_that_ignores_its_image_is_refused_at_the_first_step(
+    fault: str | None, weight: float, tmp_path: Path
+) -> None:
+    """Also where the alignment loss depends on the image: answers that cannot attend to it cannot use it."""
+    recipe = replace(TINY, output_dir=tmp_path, monitor=replace(TINY.monitor, cknna_images=0))
+    recipe = replace(recipe, alignment=replace(TINY.alignment, weight=weight))
+    trainer = build_trainer(recipe, PackedSetup.from_recipe(recipe))
+    model = trainer.setup.model.train()
+    batch = trainer.setup.collate([trainer.setup.train[i] for i in range(4)])
+    visual = Packing.of(batch["segments"]).flat(batch["input_ids"]) == model.config.image_token_id
+    language = model.base.model.language_model
+    if fault == "features ignored":
+        language.layers[0].register_forward_pre_hook(
+            lambda _, args: (args[0].masked_fill(visual[..., None], 0), *args[1:])
+        )
+    elif fault == "attention cut":
+        for layer in language.layers:
+            for part in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+                part.register_forward_hook(lambda _, args, output: output.masked_fill(visual[..., None], 0))
+    (batch,), items = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+    if fault is not None:
+        with pytest.raises(RunError, match="the language-model loss of step 1 does not depend on the images"):
+            trainer.compute_loss(model, batch, num_items_in_batch=items)
+        return
+    loss = trainer.compute_loss(model, batch, num_items_in_batch=items)
+    assert all(p.grad is None for p in model.parameters())
+    loss.backward()
+    assert model.base.model.multi_modal_projector.linear_1.weight.grad.any()
+    assert not model.base.model.multi_modal_projector._forward_hooks  # it is checked once

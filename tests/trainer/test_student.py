@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -809,6 +810,26 @@ def test_steps_without_an_image_are_not_held_against_a_head(tmp_path: Path) -> N
         early.on_step_end(None, state, None, model=ready.model)  # type: ignore[arg-type]
         said.append(len(state.log_history))
     assert said == [0, 0, 0, 1]
+
+
+def test_a_model_that_drops_its_pixels_is_refused_at_its_first_batch_with_an_image(tmp_path: Path) -> None:
+    model, file = build("llava", tmp_path / "m"), write(tmp_path / "w", rows(2, 6))
+    recipe = recipe_of(
+        ["--model.name", str(model), "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}"]
+    )
+    for blind in (False, True):
+        ready = ConversationSetup.from_recipe(recipe)
+        trainer = trainer_of(ready, recipe, tmp_path)
+        if blind:
+            ready.model.base.register_forward_pre_hook(
+                lambda _, args, kwargs: (args, {k: v for k, v in kwargs.items() if k != "pixel_values"}),
+                with_kwargs=True,
+            )
+        ready.model.train()
+        for numbers in ([2, 3], [0, 1]):  # texts alone, then images
+            batches, items = trainer.get_batch_samples(iter([ready.collate(numbers)]), 1, torch.device("cpu"))
+            with pytest.raises(RunError, match="depend on the images") if blind and 0 in numbers else nullcontext():
+                trainer.compute_loss(ready.model, batches[0], num_items_in_batch=items)
 
 
 def test_launch_files_that_divide_the_weights_want_one_kind_in_a_step(

@@ -1,4 +1,7 @@
-"""Checks that stop a run: the loss must be finite, and images, targets and visual tokens must match in number."""
+"""Checks that stop a run.
+
+The loss must be finite, it must depend on the images, and images, targets and visual tokens must match in number.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Bool
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainer import distributed
 from workbench.errors import DataError, RunError
 from workbench.files import atomic_file
+from workbench.mllm.conversation import IGNORED
+from workbench.mllm.family import family_of
 
 
 class FiniteCheck:
@@ -104,6 +110,59 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, Mapping | list | tuple):
         for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from _tensors(part, f"{name}.{key}" if name else str(key))
+
+
+class ImageCheck:
+    """Stops a run whose language-model loss does not depend on the images, once, at its first batch with an image.
+
+    transformers ignores arguments that a model does not know. A model whose features come in such an argument trains
+    without an error and answers as if it were blind, so this asks for the gradient of the loss at the projector's
+    output, by a backward pass that leaves no gradient in a parameter. Where FSDP or ZeRO-3 shards the weights, a second
+    backward pass is not possible, and nothing is checked; nor where nothing up to the projector's output is trained.
+
+    Args:
+        model: the transformers model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._image_token: int = model.config.image_token_id
+        self._outputs: list[Tensor] = []  # of the projector, in the latest forward pass
+        self._hook = None
+        if not distributed.is_sharded():
+            projector = model.model.get_submodule(family_of(model.config).projector)
+            self._hook = projector.register_forward_hook(self._record)
+
+    def _record(self, projector: nn.Module, _: object, output: Tensor) -> None:
+        if projector.training:
+            self._outputs.append(output)
+
+    def check(self, lm_loss: Tensor, batch: Mapping[str, Any], step: int) -> None:
+        """Check the forward pass of `batch`, before its backward pass.
+
+        Raises:
+            RunError: an answer follows an image, but the projector was not used or its output has no gradient.
+        """
+        outputs, self._outputs = self._outputs, []
+        if self._hook is None or not _has_answer_after_image(batch, self._image_token):
+            return
+        trained = [output for output in outputs if output.requires_grad]
+        if trained or not outputs:
+            gradients = torch.autograd.grad(lm_loss, trained, retain_graph=True, allow_unused=True) if trained else ()
+            if not any(gradient is not None and gradient.any() for gradient in gradients):
+                if trained and not lm_loss.item():
+                    return  # every answer is certain, so that no gradient says nothing of the images
+                raise RunError(
+                    f"the language-model loss of step {step} does not depend on the images of its batch: expected a"
+                    " gradient at the projector's output; check the version of transformers and what changes the model"
+                )
+        self._hook.remove()
+        self._hook = None
+
+
+def _has_answer_after_image(batch: Mapping[str, Any], image_token: int) -> bool:
+    """Return whether in some row a token that counts in the loss comes after a visual token."""
+    after_image = batch["input_ids"].eq(image_token).cumsum(1) > 0
+    return bool((after_image & batch["labels"].ne(IGNORED)).any())
 
 
 def check_token_counts(
