@@ -28,6 +28,7 @@ from workbench.data import Dataset, Object, Sample
 from workbench.errors import ConfigError, DataError, ModelError
 from workbench.lens import first_tokens, lens_of
 from workbench.mllm import MLLM
+from workbench.mllm.load import CAPS_PALIGEMMA
 from workbench.runs import Run
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)
@@ -92,7 +93,7 @@ def test_caps_are_those_that_the_model_applies_and_other_heads_are_refused(
     folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PaliGemma caps its logits where the configuration says so; Gemma 3 reads the same setting and does not."""
-    for name, applied in (("paligemma", True), ("gemma3", False)):
+    for name, applied in (("paligemma", CAPS_PALIGEMMA), ("gemma3", False)):
         mllm = model(name, folders)
         mllm.config.get_text_config().final_logit_softcapping = 0.5
         assert (lens_of(mllm, mllm.encode([picture(0)], ["what is this ?"])).cap is not None) == applied

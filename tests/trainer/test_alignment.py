@@ -22,6 +22,7 @@ from tests.tiny import BUILDERS, build
 from tests.trainer.small import TINY, tiny
 from trainer.alignment import attach_alignment
 from trainer.alignment_config import AlignmentConfig
+from trainer.build.partition import checkpoint_activations
 from trainer.model_config import LoraConfig
 from trainer.objectives import AlignmentHead, cosine_loss, relation_loss, weight_at
 from trainer.recipe import DataConfig, Recipe
@@ -218,7 +219,7 @@ def test_activation_checkpointing_gives_the_same_gradients(llava: Path, where: s
         alignment = attach_alignment(mllm, layers=[2], dims={"vfm": 6}, where=where, hidden=8)  # type: ignore[arg-type]
         mllm.model.train()
         if checkpointing:
-            mllm.model.activation_checkpointing_enable({"use_reentrant": reentrant})
+            checkpoint_activations(mllm.model, reentrant=reentrant)
             mllm.model.enable_input_require_grads()
         for seed in (0, 1):  # accumulated
             batch = mllm.encode([square_image(seed)], ["what is this ?"])

@@ -53,8 +53,12 @@ def choose_trained(mllm: MLLM, config: ModelConfig) -> dict[str, str]:
     return {name: parts.get(name, "lora") for name, p in mllm.model.named_parameters() if p.requires_grad}
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Make a transformers model recompute its activations in the backward pass, which saves memory."""
+def checkpoint_activations(model: Any, *, reentrant: bool = False) -> None:
+    """Make a transformers model recompute its activations in the backward pass, which saves memory.
+
+    Args:
+        reentrant: of torch's checkpoint function.
+    """
     # the method's name depends on the version of transformers
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": reentrant})

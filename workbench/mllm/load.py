@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AutoHfQuantizer
 
@@ -31,6 +32,8 @@ QUANTIZED: Mapping[str, Mapping[str, Any]] = {
     "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16},
 }
 SECOND_ENCODER = "viral_second_encoder"  # key in the config.json of a model that was trained with a second encoder
+# whether transformers caps the logits of PaliGemma where config.json says so (`final_logit_softcapping`), since 5.23
+CAPS_PALIGEMMA = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
 RECOMPUTED = ("position_ids", "inv_freq")  # buffers that old checkpoints store, but every model computes itself
 
 
@@ -67,6 +70,7 @@ def load_config(name: str, **options: Any) -> PretrainedConfig:
 
     config: PretrainedConfig = call(lambda: AutoConfig.from_pretrained(name, **options), failed)
     check_encoders(name, config)
+    check_cap(name, config)
     check_quantization(name, config)
     generation_of(name, **options)
     return config
@@ -88,6 +92,20 @@ def check_encoders(name: str, config: PretrainedConfig) -> None:
         f"model '{name}' sees {vfm} beside its own vision encoder ({SECOND_ENCODER} in its config.json), so only the"
         f" trainer can run it: its accuracies are in {scores}"
     )
+
+
+def check_cap(name: str, config: PretrainedConfig) -> None:
+    """Check that the logits of a PaliGemma are capped where its configuration says so.
+
+    Raises:
+        ModelError: the installed transformers leaves out the cap, which PaliGemma 2 was trained with.
+    """
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
+    if config.model_type == "paligemma" and cap is not None and not CAPS_PALIGEMMA:
+        raise ModelError(
+            f"model '{name}' caps its logits at {cap}, which transformers {transformers.__version__} leaves out:"
+            " expected transformers 5.23 or later"
+        )
 
 
 def check_quantization(name: str, config: PretrainedConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import inspect
 import itertools
 import json
 import shutil
@@ -585,6 +586,43 @@ def test_foreign_code_and_imageless_models_are_refused(folders: Path, tmp_path: 
     (foreign / "config.json").write_text('{"model_type": "blip-2", "architectures": ["Blip2ForConditionalGeneration"]}')
     with pytest.raises(ModelError, match="Q-Former"):
         MLLM.load(str(foreign))
+
+
+def test_every_argument_is_one_that_the_forward_pass_knows(mllm: MLLM) -> None:
+    """transformers ignores an unknown argument in silence; one of pixels would leave a blind model."""
+    beside = {"collect_rows", "return_dict"}  # the first reaches our attention function, a decorator takes the second
+    parts = (mllm.model, mllm.model.model, mllm.decoder)
+    known = [set(inspect.signature(type(part).forward).parameters) for part in parts]
+    passed: set[str] = set()
+    hooks = [
+        part.register_forward_pre_hook(lambda _, __, arguments: passed.update(arguments), with_kwargs=True)
+        for part in (mllm.model, mllm.decoder)
+    ]
+    batch = mixed(mllm)
+    read(mllm, batch)
+    attention(mllm, batch, rows=[[-1]] * 3)
+    edit(mllm, batch, at=mllm.n_layers, fn=lambda values, _: values)
+    mllm.generate(batch, max_new_tokens=2)
+    for hook in hooks:
+        hook.remove()
+    assert {"input_ids", "pixel_values"} <= passed
+    assert passed - beside <= set.union(*known)
+
+
+def test_a_capped_paligemma_is_capped_or_refused(tmp_path: Path) -> None:
+    """PaliGemma 2 was trained with capped logits; transformers before 5.23 leaves out the cap."""
+    folder = build("paligemma", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["final_logit_softcapping"] = 0.1
+    (folder / "config.json").write_text(json.dumps(config))
+    try:
+        mllm = MLLM.load(str(folder))
+    except ModelError as error:
+        assert "caps its logits at 0.1, which transformers" in str(error)
+        return
+    with torch.inference_mode():
+        logits = mllm.model(**mllm.encode([picture(0)], [QUESTION]).inputs).logits
+    assert logits.abs().max() <= 0.1
 
 
 def test_capped_attention_is_refused(folders: Path) -> None:

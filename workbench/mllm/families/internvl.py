@@ -21,7 +21,7 @@ from workbench.mllm.processors import internvl_settings
 def _cuts(config: PretrainedConfig, processor: Processor, batch: Batch, sample: int) -> Cuts:
     """Compute how each image is cut from its size, as the processor does."""
     images = processor.image_processor
-    # transformers before 5.18 has the processor's defaults in a class beside it
+    # transformers before 5.23 has the processor's defaults in a class beside it
     options = getattr(processor, "images_kwargs", None) or processor.valid_processor_kwargs._defaults["images_kwargs"]
     if not options.get("crop_to_patches", images.crop_to_patches) or images.max_patches < 2:
         return [(0, 0)] * len(batch.images[sample])
