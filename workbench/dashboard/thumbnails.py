@@ -7,6 +7,7 @@ import io
 
 import pandas as pd
 import streamlit as st
+from PIL import WebPImagePlugin  # noqa: F401  # without it, Pillow loads all its 40 formats to write one
 
 from workbench.dashboard.site import Site, cached, plain
 from workbench.data import Dataset, Sample, load_data

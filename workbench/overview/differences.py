@@ -115,11 +115,10 @@ def by_layer(measure: Measure, pair: Pair, runs: Mapping[str, StoredRun]) -> pd.
 
 
 def _over_seeds(measure: Measure, paired: Sequence[tuple[StoredRun, StoredRun]]) -> pd.DataFrame:
-    changes = []
-    for number, runs in enumerate(paired):
-        a, b = (scores(measure, [run]).set_index(["series", "layer"])["score"] for run in runs)
-        changes.append((b - a).rename(number))
-    wide = pd.concat(changes, axis=1, join="inner").dropna()
+    table = scores(measure, [run for runs in paired for run in runs])
+    of_model = table.pivot(index=["series", "layer"], columns="model", values="score")
+    of_model = of_model.reindex(table[["series", "layer"]].drop_duplicates().itertuples(index=False, name=None))
+    wide = pd.concat([of_model[b.model] - of_model[a.model] for a, b in paired], axis=1).dropna()
     rows = []
     for (series, layer), values in zip(wide.index, wide.to_numpy(), strict=True):
         interval = over_seeds(values)

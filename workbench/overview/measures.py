@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -346,11 +347,20 @@ def scores(measure: Measure, runs: Sequence[StoredRun]) -> pd.DataFrame:
     Returns:
         Columns model, series ("" where there is one), and SCORES; chance and null_q95 are NaN where there is none.
     """
-    parts = [measure.select(run).assign(model=run.model).reindex(columns=["model", "series", *SCORES]) for run in runs]
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["model", "series", *SCORES])
-    return table.assign(series=table["series"].fillna("").astype(str), layer=table["layer"].astype(int)).astype(
-        dict.fromkeys(SCORES[1:], float)
-    )
+    parts = [_scores_of(measure, run) for run in runs]
+    if not parts:
+        return pd.DataFrame(columns=["model", "series", *SCORES]).astype(dict.fromkeys(SCORES, float))
+    return pd.concat(parts, ignore_index=True)
+
+
+@lru_cache(maxsize=8192)  # a few rows each; a page asks for them in the strip and in the chart
+def _scores_of(measure: Measure, run: StoredRun) -> pd.DataFrame:
+    table = measure.select(run).reindex(columns=["series", *SCORES])
+    series = [
+        "" if missing else str(name) for name, missing in zip(table["series"], table["series"].isna(), strict=True)
+    ]
+    numbers = {name: table[name].to_numpy(float) for name in SCORES[1:]}
+    return pd.DataFrame({"model": run.model, "series": series, "layer": table["layer"].to_numpy(int), **numbers})
 
 
 def by_image(measure: Measure, run: StoredRun) -> pd.DataFrame:

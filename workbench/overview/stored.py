@@ -30,14 +30,16 @@ class StoredRun:
         model: key of the model (`workbench.overview.models`); "" for the ledger.
         question: hash of everything that two runs must share to be compared: options and images.
         stale: whether the model was trained anew after this run.
+        changed: when its record and its folder were changed, in ns. Two runs are equal if nothing was changed.
     """
 
     folder: Path
     analysis: str
     model: str
     question: str
-    record: Mapping[str, Any] = field(repr=False)
+    record: Mapping[str, Any] = field(repr=False, compare=False)
     stale: bool = False
+    changed: tuple[int, int] = (0, 0)
 
     @property
     def key(self) -> str:
@@ -55,7 +57,16 @@ class StoredRun:
         Raises:
             RunError: the table is damaged.
         """
-        return read_table(self.folder / f"{name}.parquet") if name in self.record["tables"] else pd.DataFrame()
+        if name not in self.record["tables"]:
+            return pd.DataFrame()
+        file = self.folder / f"{name}.parquet"
+        return _table(file, _changed(file)).copy(deep=False)
+
+
+@lru_cache(maxsize=64)  # of an analysis with many models; its measures are asked for one after the other
+def _table(file: Path, changed: int) -> pd.DataFrame:
+    del changed
+    return read_table(file)
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,12 @@ def read_stored(root: Path) -> Stored:
     """Return the analyses that are stored in a runs folder."""
     runs, broken = [], []
     for file in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # a folder whose name begins with a dot is being written
-        record = _record(file, (_changed(file), _changed(file.parent)))
+        changed = (_changed(file), _changed(file.parent))
+        record = _record(file, changed)
         if isinstance(record, Broken):
             broken.append(record)
         elif record is not None:
-            runs.append(_stored(root, file.parent, record))
+            runs.append(_stored(root, file.parent, record, changed))
     return Stored(tuple(sorted(runs, key=lambda run: run.created, reverse=True)), tuple(broken))
 
 
@@ -115,13 +127,13 @@ def _record(file: Path, changed: tuple[int, int]) -> Mapping[str, Any] | Broken 
     return record
 
 
-def _stored(root: Path, folder: Path, record: Mapping[str, Any]) -> StoredRun:
+def _stored(root: Path, folder: Path, record: Mapping[str, Any], changed: tuple[int, int]) -> StoredRun:
     model = _model_key(root, record)
     asked = [record["analysis"], record.get("version"), record["config"], record.get("data_fingerprint")]
     question = sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
     trained = root / model / RECORD_FILE
     stale = bool(model) and _created(trained, _changed(trained)) > str(record.get("created", ""))
-    return StoredRun(folder, record["analysis"], model, question, record, stale)
+    return StoredRun(folder, record["analysis"], model, question, record, stale, changed)
 
 
 def _changed(file: Path) -> int:
