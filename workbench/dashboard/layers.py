@@ -18,13 +18,13 @@ from workbench.analysis.discover import analysis_names, opening, words_of
 from workbench.dashboard.drawn import drawn
 from workbench.dashboard.models import several_seeds, training_curves
 from workbench.dashboard.papers import archive, chart, seeds_of
-from workbench.dashboard.site import Site, cached, choice, complain, once, plain
+from workbench.dashboard.site import Site, cached, choice, once, plain, read_address, write_address
 from workbench.dashboard.stories import stamp
 from workbench.errors import WorkbenchError
 from workbench.figures.caption import Caption
 from workbench.overview.charts import curves_of
 from workbench.overview.differences import Pair, by_layer, strip
-from workbench.overview.measures import LONG, MEASURES, QUESTIONS, Asked, Measure, images_words, scores
+from workbench.overview.measures import ENCODER_LAYER, LONG, MEASURES, QUESTIONS, Asked, Measure, images_words, scores
 from workbench.overview.stored import Stored, StoredRun, options_text
 
 SHOWN = ("Scores", "Differences")
@@ -97,14 +97,11 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
         )
         picked = "It was picked from all cells below, so it is likely to be smaller in new data."
         st.markdown(f"{plain(sentence)} :gray[{picked}]")
-    if "l" not in st.session_state or st.session_state["l"] not in layers:
-        wanted = st.query_params.get("l", "")
-        st.session_state["l"] = int(wanted) if wanted.isdigit() and int(wanted) in layers else default
-        if wanted and not (wanted.isdigit() and int(wanted) in layers):
-            complain("l", wanted, default)
+    names = list(map(str, layers))
+    read_address("l", names, [str(default)])
     if len(table):
         with st.expander("In which layer do they differ most? All measures at once", expanded=True):
-            marked = st.session_state["l"]
+            marked = int(st.session_state["l"])
             key = ("strip", stamp(site, site.pair.keys if site.pair else []), marked)
             first, second = site.pair.names if site.pair else ("", "")
             over = " or ".join(dict.fromkeys(table["over"]))
@@ -125,16 +122,22 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
                 clicked=partial(_follow, layers),
             )
     if len(layers) > 1:
-        st.select_slider("Layer, marked in every chart", layers, key="l", bind="query-params")
+        st.select_slider("Layer, marked in every chart", names, key="l", format_func=_layer_name)
+    write_address("l", [st.session_state["l"]], shown=st.session_state["l"] != str(default))
     return int(st.session_state["l"])
+
+
+def _layer_name(layer: str) -> str:
+    return "encoder" if layer == str(ENCODER_LAYER) else layer
 
 
 def _follow(layers: Sequence[int]) -> None:
     """Mark the layer of the cell that was clicked."""
     points = st.session_state["strip"]["selection"]["points"]
     column = str(points[0]["x"]) if points else ""
-    if column.isdigit() and int(column) in layers:
-        st.session_state["l"] = int(column)
+    for layer in map(str, layers):
+        if _layer_name(layer) == column:
+            st.session_state["l"] = layer
 
 
 def _first_layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:

@@ -21,6 +21,15 @@ h1 {font-size: 1.75rem !important; padding-bottom: .7rem !important}
 h2 {font-size: 1.3rem !important; padding: .1rem 0 .3rem !important}
 h3 {font-size: 1.08rem !important; padding: .5rem 0 .5rem !important}
 [data-testid=stVerticalBlock] {gap: .7rem}
+[data-testid=stCaptionContainer], kbd {
+  opacity: 1 !important; color: color-mix(in srgb, currentColor 75%, transparent) !important
+}
+[data-testid=stCaptionContainer] p {color: inherit !important}
+[data-testid=stPaginationEllipsis], [data-testid=stCode] .token {color: inherit !important}
+[data-testid=stPlotlyChart] :is(.xtick, .ytick, [class*=title], .annotation-text-g, .legend, .colorbar) text {
+  fill: color-mix(in srgb, currentColor 75%, transparent) !important
+}
+[data-testid=stBaseButton-primary]:not(:disabled), [data-tag], [data-tag] > * {background: #0072b2 !important}
 :has(> .st-key-paste-place) {position: absolute !important}
 @media (max-width: 640px) {
   [data-testid=stMainBlockContainer] {padding: 3.6rem .8rem 2rem}

@@ -89,8 +89,8 @@ def choose_models(site: Site) -> None:
     if not keys:
         return
     default = site.models.default()
-    _read_address("b", keys, [default[0]])
-    _read_address("m", keys, default[1:], several=True)
+    read_address("b", keys, [default[0]])
+    read_address("m", keys, default[1:], several=True)
     row = st.container(horizontal=True, vertical_alignment="bottom", key="chosen-models")
     with row.popover(_words(site)):
         st.selectbox("Baseline, from which the others are subtracted", keys, key="b")
@@ -133,7 +133,7 @@ WIDEST = 30  # letters of a button that fit on a phone
 
 def choice(key: str, options: Sequence[str], default: str, label: str, *, listed: bool = False, **more: Any) -> str:
     """Draw a choice of one of a few options, which is in the address as `key`; many make a list to open (`listed`)."""
-    _read_address(key, options, [default])
+    read_address(key, options, [default])
     if not listed and len(options) <= 6 and sum(lengths := list(map(len, options))) < 90 and max(lengths) <= WIDEST:
         words = more.pop("format_func", str)  # the buttons of this widget read Markdown, names must not
         st.segmented_control(
@@ -148,14 +148,14 @@ def choice(key: str, options: Sequence[str], default: str, label: str, *, listed
 
 def choices(key: str, options: Sequence[str], default: Sequence[str], label: str, *, most: int) -> list[str]:
     """Draw a choice of up to `most` options, which is in the address as `key`."""
-    _read_address(key, options, default, several=True)
+    read_address(key, options, default, several=True)
     st.multiselect(label, options, key=key, max_selections=most)
     chosen = [str(name) for name in st.session_state[key]]
     write_address(key, chosen, shown=chosen != list(default))
     return chosen
 
 
-def _read_address(key: str, options: Sequence[str], default: Sequence[str], *, several: bool = False) -> None:
+def read_address(key: str, options: Sequence[str], default: Sequence[str], *, several: bool = False) -> None:
     """Set the widget `key` before it is drawn: to what a new address names, else to the user's choice.
 
     The default holds until the user chooses, and follows the folder while a demo adds models to it. (Streamlit's own

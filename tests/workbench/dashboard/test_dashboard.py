@@ -289,6 +289,22 @@ def test_names_with_markup_are_text(two: Path, monkeypatch: pytest.MonkeyPatch) 
 # --- links ----------------------------------------------------------------------------------------
 
 
+def test_a_followed_link_names_the_layer_although_one_was_chosen_before(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = open_page("layers", two, monkeypatch)
+    assert "Layer 1: " in text_of(app)
+    app.select_slider(key="l").set_value("0").run()
+    assert "Layer 0: " in text_of(app)
+    assert app.query_params["l"] == "0"
+    app.run()
+    assert "Layer 0: " in text_of(app)
+    app.query_params["l"] = "2"
+    app.run()
+    assert "Layer 2: " in text_of(app)
+    assert app.select_slider(key="l").value == "2"
+
+
 def test_a_link_that_no_longer_fits_says_so(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("home", two, monkeypatch, b="gone", m=["viral", "away"])
     warnings = [warning.value.replace("\\", "") for warning in app.warning]
