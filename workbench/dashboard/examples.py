@@ -10,10 +10,12 @@ import pandas as pd
 import streamlit as st
 
 from workbench import figures
+from workbench.dashboard.papers import save_button, seeds_of
 from workbench.dashboard.site import Site, cached, choice, complain, once, plain, write_address
 from workbench.dashboard.stories import stamp
 from workbench.dashboard.thumbnails import samples_of, thumbnail_of
 from workbench.data.base import content_hash
+from workbench.figures.caption import Caption
 from workbench.overview.answers import Answered, answered, image_numbers, measures_with_images
 from workbench.overview.differences import Pair
 from workbench.overview.measures import MEASURES
@@ -51,7 +53,7 @@ def page(site: Site) -> None:
         shown, title = _filtered(site, data, table)
     with right:
         _counts(table, first, second)
-    shown = _lasso(shown, data.pair, stamp(site, data.pair.keys))
+    shown = _lasso(site, shown, data.pair, stamp(site, data.pair.keys))
     if shown.empty:
         st.info("No question is left: widen the filters.")
         return
@@ -205,7 +207,7 @@ def _counts(table: pd.DataFrame, first: str, second: str) -> None:
     st.dataframe(counts, width="stretch", height=108)
 
 
-def _lasso(shown: pd.DataFrame, pair: Pair, stamps: tuple[object, ...]) -> pd.DataFrame:
+def _lasso(site: Site, shown: pd.DataFrame, pair: Pair, stamps: tuple[object, ...]) -> pd.DataFrame:
     """Draw probability against probability if that is asked for; return the questions inside a lasso."""
     if "p_first" not in shown or shown.empty:
         return shown
@@ -213,8 +215,9 @@ def _lasso(shown: pd.DataFrame, pair: Pair, stamps: tuple[object, ...]) -> pd.Da
         return shown
     points = shown.head(POINTS)
     key = ("lasso", stamps, pair.names, content_hash(*points["id"]))
+    figure = once(key, lambda: _scatter(points, pair))
     event = st.plotly_chart(
-        once(key, lambda: _scatter(points, pair)),
+        figure,
         width="stretch",
         config=figures.EXPORT,
         key="p-scatter",
@@ -223,6 +226,13 @@ def _lasso(shown: pd.DataFrame, pair: Pair, stamps: tuple[object, ...]) -> pd.Da
     )
     if len(shown) > POINTS:
         st.caption(f"The first {POINTS:,} of {len(shown):,} questions.")
+    caption = Caption(
+        f"Probability of the right answer to each question, {pair.names[1]} against {pair.names[0]}",
+        f"{len(points):,} questions of {pair.first[0].test_data}",
+        seeds_of(site, pair.keys),
+        "",
+    )
+    save_button(figure, "p-scatter", caption)
     chosen = [place for place in event["selection"]["point_indices"] if place < len(points)]
     return shown.iloc[sorted(chosen)].reset_index(drop=True) if chosen else shown
 

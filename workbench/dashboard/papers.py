@@ -54,13 +54,18 @@ def chart(
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top"):
         if below:
             st.caption(below, width="stretch")
-        if st.button(
-            "↓ Save",
-            key=f"save-{key}",
-            type="tertiary",
-            help="For a paper: SVG, PDF, PNG, the drawn points as CSV, LaTeX, caption, Python",
-        ):
-            _dialog(figure, caption)
+        save_button(figure, key, caption)
+
+
+def save_button(figure: Any, key: str, caption: Caption) -> None:
+    """Draw the button alone, for a chart that its page draws itself."""
+    if st.button(
+        "↓ Save",
+        key=f"save-{key}",
+        type="tertiary",
+        help="For a paper: SVG, PDF, PNG, the drawn points as CSV, LaTeX, caption, Python",
+    ):
+        _dialog(figure, caption)
 
 
 @st.dialog("For a paper", width="large")

@@ -100,12 +100,17 @@ def test_stored_pages_open_without_torch(two: Path) -> None:
         ("home", "save-by-type", "40 questions about 20 images of shapes:test; one training each (baseline seed 0"),
         ("layers", "save-score-cknna", "20 images of shapes:val; one training each"),
         ("models", "save-accuracy", "Intervals are 95 %, over images. Chance: 0.250."),
+        (
+            "examples",
+            "save-p-scatter",
+            "viral against baseline. 40 questions of shapes:test; one training",
+        ),
     ],
 )
 def test_a_chart_is_saved_for_a_paper_with_its_caption_and_script(
     page: str, key: str, words: str, two: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = open_page(page, two, monkeypatch)
+    app = open_page(page, two, monkeypatch, lasso="true")
     assert len(app.button) >= 1
     app.button(key=key).click().run()
     assert not app.exception
