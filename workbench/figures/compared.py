@@ -233,7 +233,7 @@ def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
         zmax=8,
         xgap=1,
         ygap=1,
-        colorbar=_bar("difference in standard errors"),
+        colorbar=_bar("standard errors"),
         hovertemplate=(
             "%{y}, layer %{x}: %{customdata[0]:+.3f} [%{customdata[1]:+.3f}, %{customdata[2]:+.3f}],"
             " %{customdata[3]:.1f} standard errors<extra></extra>"
@@ -275,7 +275,7 @@ def _layer_names(layers: Sequence[object]) -> list[str]:
 def _bar(title: str) -> dict[str, object]:
     """Return a color bar above the map, where it takes no width on a phone."""
     place = {"orientation": "h", "thickness": 10, "y": 1.0, "yanchor": "bottom", "len": 0.6}
-    return {"title": {"text": title, "side": "top"}, **place}
+    return {"title": {"text": title, "side": "top", "font": {"size": 12}}, **place}
 
 
 def _frame_column(figure: go.Figure, layers: Sequence[int], marked: int | None) -> None:
