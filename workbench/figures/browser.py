@@ -2,7 +2,7 @@
 
 The browser is spoken to through two pipes (Chromium's `--remote-debugging-pipe`: JSON messages that end with a zero
 byte), so that no port is opened. plotly's own code draws the figure, and the browser prints the PDF and embeds
-its fonts.
+the fonts in it.
 """
 
 from __future__ import annotations
