@@ -61,8 +61,8 @@ def test_padding_and_layer_choice_change_nothing(mllm: MLLM, samples: list[Sampl
     for row, sample in enumerate(samples):
         alone = read(mllm, encode(mllm, [sample]))[0]
         assert together[row].layers == (2, 0)
-        assert torch.allclose(together[row].values[0], alone.values[2], atol=1e-5)
-        assert torch.allclose(together[row].values[1], alone.values[0], atol=1e-5)
+        assert torch.allclose(together[row].values[0], alone.values[2], atol=1e-4, rtol=1e-4)
+        assert torch.allclose(together[row].values[1], alone.values[0], atol=1e-4, rtol=1e-4)
 
 
 def test_layer_zero_is_the_projectors_output_and_text_stays(mllm: MLLM, samples: list[Sample]) -> None:
