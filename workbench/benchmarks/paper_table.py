@@ -35,11 +35,11 @@ COLUMNS = ("model", "benchmark", "score", "low", "high", "chance", "asked_with",
 WHATS_UP = ("whatsup coco_one", "whatsup coco_two")
 
 
-def paper_table(found: Sequence[Run], scorer: str) -> pd.DataFrame:
+def paper_table(runs: Sequence[Run], scorer: str) -> pd.DataFrame:
     """Return the scores of all models, one row for each model and benchmark.
 
     Args:
-        found: runs of `analyses.benchmark`.
+        runs: runs of `analyses.benchmark`.
         scorer: one of the scorers of the runs.
 
     Returns:
@@ -51,7 +51,7 @@ def paper_table(found: Sequence[Run], scorer: str) -> pd.DataFrame:
         UnknownNameError: a scorer that no run has.
     """
     by_model: dict[str, dict[str, Run]] = {}
-    for run in found:
+    for run in runs:
         benchmark, there = str(run.extra["benchmark"]), by_model.setdefault(run.label, {})
         if benchmark in there:
             ours, theirs = run.record["config"], there[benchmark].record["config"]
@@ -60,7 +60,7 @@ def paper_table(found: Sequence[Run], scorer: str) -> pd.DataFrame:
                 f"{run.label} has two runs of {benchmark}, which differ in {changed}: expected one of each benchmark"
             )
         there[benchmark] = run
-    known = sorted({name for run in found for name in run.tables["scores"]["scorer"]})
+    known = sorted({name for run in runs for name in run.tables["scores"]["scorer"]})
     if scorer not in known:
         raise UnknownNameError("scorer", scorer, known)
     rows = [{"model": model} | row for model, of_model in by_model.items() for row in _rows(of_model, scorer)]
@@ -107,9 +107,9 @@ def _row(title: str, score: Mapping[str, Any], of_runs: Sequence[Run]) -> dict[s
     return {"benchmark": title} | scaled | named | {name: int(score[name]) for name in ("n", "n_images")}
 
 
-def _whats_up(found: Sequence[Run], scorer: str) -> dict[str, Any]:
+def _whats_up(runs: Sequence[Run], scorer: str) -> dict[str, Any]:
     """Return the mean of the accuracies of the two sets, with an interval over the images of both."""
-    parts = [judged(run.tables["answers"].query("shown == 'image'")) for run in found]
+    parts = [judged(run.tables["answers"].query("shown == 'image'")) for run in runs]
     rows = pd.concat([by_question(part[part["scorer"] == scorer]) for part in parts], ignore_index=True)
     interval = mean_interval(
         rows["correct"].astype(float),

@@ -261,18 +261,18 @@ def _measure(column: str) -> str:
 
 
 def _by_type(site: Site) -> None:
-    found = {key: tables.accuracies_of(site.models.by_key[key]) for key in site.chosen}
-    found = {key: table for key, table in found.items() if len(table)}
-    if not found:
+    accuracies = {key: tables.accuracies_of(site.models.by_key[key]) for key in site.chosen}
+    accuracies = {key: table for key, table in accuracies.items() if len(table)}
+    if not accuracies:
         return
     st.subheader("Accuracy by question type")
-    figure = once(("types", logs_stamp(site, site.chosen), site.looks), partial(_types, found))
-    data = ", ".join(dict.fromkeys(evaluated_on(site.models.by_key[key].recipe) for key in found))
-    counts = images_words(pd.concat([table["n_images"] for table in found.values()]))
+    figure = once(("types", logs_stamp(site, site.chosen), site.looks), partial(_types, accuracies))
+    data = ", ".join(dict.fromkeys(evaluated_on(site.models.by_key[key].recipe) for key in accuracies))
+    counts = images_words(pd.concat([table["n_images"] for table in accuracies.values()]))
     chart(
         figure,
         "accuracy",
-        Caption("Accuracy by question type", f"{counts} of {data}", seeds_of(site, list(found)), "images"),
+        Caption("Accuracy by question type", f"{counts} of {data}", seeds_of(site, list(accuracies)), "images"),
         below=plain(f"On {data}; 95 % intervals over images. They say nothing about other seeds."),
     )
 

@@ -218,8 +218,8 @@ def axis_titles(figure: Any) -> dict[str, str]:
     titles = {}
     for side in ("x", "y"):
         axes = [axis for name, axis in layout.items() if re.fullmatch(rf"{side}axis\d*", name)]
-        found = [plain_text(axis.get("title", {}).get("text") or "") for axis in axes]
-        titles[side] = next((title for title in found if title), "")
+        texts = [plain_text(axis.get("title", {}).get("text") or "") for axis in axes]
+        titles[side] = next((title for title in texts if title), "")
     return titles
 
 
