@@ -88,7 +88,7 @@ def layer_axis(figure: go.Figure, layers: pd.Series) -> None:
     figure.update_xaxes(dtick=step)
     if layers.min() < 0:
         ticks = [-1, *range(0, int(layers.max()) + 1, step)]
-        figure.update_xaxes(tickvals=ticks, ticktext=["vision encoder", *map(str, ticks[1:])])
+        figure.update_xaxes(tickvals=ticks, ticktext=["encoder", *map(str, ticks[1:])])
 
 
 def name_final_norm(figures: Mapping[str, go.Figure], after_norm: Mapping[str, bool]) -> None:

@@ -29,6 +29,9 @@ TYPE = round(8 * POINT, 2)
 SCREEN_TYPE = 13  # pixels, on screen
 SHRUNK = TYPE / SCREEN_TYPE
 FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
+LETTER = 0.55 * TYPE  # pixels, mean width of one in a legend
+SAMPLE = 46  # pixels, a line in the legend and the space around it
+ROW = 1.8 * TYPE  # pixels, height of a row of the legend
 FLAT = 0.75  # height of a chart of curves, at most, as a share of its width
 FORMS = ("svg", "pdf", "png")  # that a browser makes
 
@@ -64,6 +67,9 @@ def paper_figure(figure: Any, columns: Columns = 1) -> dict[str, Any]:
         if value is not None:
             margin[side] = value * SHRUNK
     printed.update_layout(margin={side: value for side, value in margin.items() if value is not None})
+    if above := _legend_height(content, width):
+        top = printed.layout.margin.t or 0
+        printed.update_layout(height=round(height) + max(0, round(above - top)), margin_t=max(top, above))
     axis = {"title_font_size": TYPE, "tickfont_size": TYPE, "gridcolor": "#e4e5e8", "title_standoff": 4}
     printed.update_xaxes(**axis, automargin=True)
     printed.update_yaxes(**axis, automargin=True)
@@ -77,6 +83,25 @@ def paper_figure(figure: Any, columns: Columns = 1) -> dict[str, Any]:
             trace["type"] = "scatter"  # WebGL would become pixels
         _thinner(trace)
     return drawn
+
+
+def _legend_height(content: Mapping[str, Any], width: float) -> float:
+    """Return the pixels that a legend above the chart needs, 0 where there is none.
+
+    Its entries stand in columns as wide as the longest one.
+    """
+    if content["layout"].get("showlegend") is False or content["layout"].get("legend", {}).get("yref") == "container":
+        return 0
+    names = [
+        plain_text(trace.get("name") or "")
+        for trace in content["data"]
+        if trace.get("showlegend", True) and trace.get("visible", True) is True and kind_of(trace) != "heatmap"
+    ]
+    names = [name for name in names if name]
+    if len(names) < 2:  # plotly shows no legend of a single trace
+        return 0
+    beside = max(1, int(width // (SAMPLE + LETTER * max(map(len, names)))))
+    return ROW * -(-len(names) // beside) + TYPE
 
 
 def columns_of(figure: Any) -> Columns:

@@ -198,3 +198,16 @@ def test_a_browser_that_dies_is_an_error_in_one_sentence(tmp_path: Path, monkeyp
     monkeypatch.setenv("BROWSER_PATH", str(script))
     with pytest.raises(RunError, match="ended before it answered"), browser.Browser():
         pass
+
+
+def test_the_legend_takes_nothing_from_the_chart() -> None:
+    """Two entries or twelve leave the same height between the margins; a single curve has no legend."""
+
+    def sizes(count: int) -> tuple[float, float]:
+        curves = [{"type": "scatter", "x": [0, 1], "y": [0, 1], "name": f"a long name, {n}"} for n in range(count)]
+        layout = paper_figure({"data": curves, "layout": {"height": 320}})["layout"]
+        return layout["height"], layout["height"] - layout.get("margin", {}).get("t", 0)
+
+    (plain, _), (of_two, below_two), (of_twelve, below_twelve) = (sizes(count) for count in (1, 2, 12))
+    assert plain <= of_two < of_twelve
+    assert below_twelve == pytest.approx(below_two, abs=1)
