@@ -74,4 +74,6 @@ def _page(name: str, site: Site) -> Callable[[], None]:
 
 
 def _draw(name: str, site: Site) -> None:
-    import_module(f"workbench.dashboard.{name}").page(site)
+    with st.spinner("Opening the page; Explorer loads PyTorch first, which takes some seconds"):
+        module = import_module(f"workbench.dashboard.{name}")
+    module.page(site)
