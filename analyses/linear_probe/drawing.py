@@ -42,7 +42,8 @@ def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
 
     p-values are Holm-corrected over the layers of a target.
     """
-    tables = {label: run.tables["per_image"].query("source == 'model'") for label, run in runs.items()}
+    of_all = {label: run.tables["per_image"] for label, run in runs.items()}
+    tables = {label: table[table["source"] == "model"] for label, table in of_all.items()}
     seed = int(next(iter(runs.values())).record["seed"])
     return paired_differences(tables, by=("target", "layer"), within=("target",), seed=seed)
 

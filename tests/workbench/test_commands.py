@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import pytest
 from tests import tiny
 from tests.conftest import ROOT, SMALL, recipe, refused
 from trainer.recipe import Recipe
+from workbench.analysis import discover
 from workbench.analysis.command import run as run_analysis
 from workbench.analysis.declaration import Analysis
 from workbench.analysis.discover import analysis_files, load_analyses, words_of
@@ -261,3 +265,22 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("xxxxx", "", 141)
+
+
+def test_pages_in_many_threads_read_what_an_analysis_says() -> None:
+    """Python 3.11 loses count of a syntax tree's depth if another thread parses too (here: whenever garbage is
+    collected), and raises SystemError: a page did, once in 4000."""
+    files, threshold = list(analysis_files().values()) * 20, gc.get_threshold()
+    read = discover._docstring.__wrapped__
+
+    def switch(*_: object) -> None:
+        time.sleep(0)  # lets another thread run
+
+    gc.callbacks.append(switch)
+    gc.set_threshold(50)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(read, files))
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(switch)

@@ -6,9 +6,11 @@ import ast
 import logging
 import re
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from threading import Lock
 from typing import Any
 
 from workbench.errors import PluginError, UnknownNameError
@@ -16,6 +18,7 @@ from workbench.plugins import plugins
 
 log = logging.getLogger(__name__)
 GROUP = "analyses"
+_PARSING = Lock()  # Python 3.11 counts the depth of a syntax tree for all threads together, and raises SystemError
 COMMANDS = ("all", "claims")  # packages in `analyses` that are no analysis, but commands about all of them
 
 
@@ -42,8 +45,13 @@ def analysis_names() -> list[str]:
 def opening(name: str) -> list[str]:
     """Return the paragraphs of an analysis's docstring (see `paragraphs`) without importing it; [] for a plugin."""
     file = analysis_files().get(name)
-    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) if file is not None else None
-    return paragraphs(text or "")
+    return paragraphs(_docstring(file)) if file is not None else []
+
+
+@cache
+def _docstring(file: Path) -> str:
+    with _PARSING:
+        return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def paragraphs(text: str) -> list[str]:

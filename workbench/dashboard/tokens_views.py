@@ -348,7 +348,8 @@ def _separate_planes(shared: Mapping[str, Run]) -> pd.DataFrame:
 
 def _joint_planes(shared: Mapping[str, Run]) -> pd.DataFrame:
     """Return the tokens with one plane for all models, and one for each VFM."""
-    layers = {label: run.tables["umap"].query("group == 'layers'") for label, run in shared.items()}
+    of_all = {label: run.tables["umap"] for label, run in shared.items()}
+    layers = {label: table[table["group"] == "layers"] for label, table in of_all.items()}
     values = torch.cat(
         [run.tensors[f"umap.{at}"] for label, run in shared.items() for at in layers[label]["at"].unique()]
     ).float()
@@ -361,8 +362,8 @@ def _joint_planes(shared: Mapping[str, Run]) -> pd.DataFrame:
     )
     table = pd.concat([part.assign(model=label) for label, part in layers.items()], ignore_index=True)
     joint = table.assign(panel="all models", x=plane[:, 0], y=plane[:, 1])
-    rest = _separate_planes(shared).query("group != 'layers'")
-    return pd.concat([joint, rest], ignore_index=True)
+    separate = _separate_planes(shared)
+    return pd.concat([joint, separate[separate["group"] != "layers"]], ignore_index=True)
 
 
 @st.cache_data(max_entries=4, show_spinner="Placing the tokens of all models on one plane")
