@@ -51,7 +51,8 @@ from workbench.errors import ConfigError, ModelError
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
-VERSION = 2  # since 2: missing answers, the majority answer of What's Up, intervals of MME, rotated options
+# versions: 2 missing answers, majority answer of What's Up, intervals of MME, rotated options; 3 intervals of ratios
+VERSION = 3
 OURS = {"own": "", "sum": " by likelihood"}  # scorers of the figures by category, and what their titles say
 SIDE = 336  # pixels of the mean image
 BLIND: Mapping[str, tuple[Shown, ...]] = {

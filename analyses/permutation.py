@@ -424,7 +424,8 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
-# versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop; 4 all tokens of an option
+# versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop; 4 all tokens of
+# an option; 5 interval of a drop in % where few answers changed
 ANALYSIS = Analysis(
     "permutation",
     "What changes when visual tokens change places (permutation)",
@@ -432,7 +433,7 @@ ANALYSIS = Analysis(
     run,
     figures,
     summary,
-    version=4,
+    version=5,
 )
 
 if __name__ == "__main__":

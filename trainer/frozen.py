@@ -12,8 +12,16 @@ from workbench.vfm import VFM
 
 
 def frozen_fingerprint(model: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """Return the fingerprint of all parameters of `model` that are not trained; `state` has their values."""
-    return fingerprint({name: state[name] for name, p in model.named_parameters() if not p.requires_grad})
+    """Return the fingerprint of what training must not change; `state` has the values.
+
+    These are the parameters that are not trained, and the stored buffers of modules without a trained parameter, such
+    as the running means of a frozen normalization.
+    """
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for prefix, module in model.named_modules():
+        if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            frozen |= {f"{prefix}.{name}".removeprefix(".") for name, _ in module.named_buffers(recurse=False)}
+    return fingerprint({name: state[name] for name in frozen & state.keys()})
 
 
 def check_frozen(model: nn.Module, state: Mapping[str, Tensor], frozen: str, vfms: Sequence[VFM]) -> None:

@@ -8,10 +8,10 @@ import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from workbench.errors import ConfigError, UnknownNameError
 from workbench.options import ranges
@@ -111,7 +111,7 @@ def parse(
                 cls,
                 prog=prog,
                 description=_with_commands(description),
-                args=[*flags, *argv],
+                args=[*flags, *_null_as_none(argv, known)],
                 use_underscores=True,
                 config=(tyro.conf.AvoidSubcommands,),
                 registry=_ranges_in_help(),
@@ -188,6 +188,19 @@ def changed_flags(config: object) -> list[str]:
         value = getattr(config, field.name)
         if value != field.default:
             words += as_flags(field.name, plain(value))
+    return words
+
+
+def _null_as_none(argv: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    """Return the words with YAML's null as None, which is what command lines call it, for options that can be None."""
+    words: list[str] = []
+    for word in argv:
+        option, equals, value = word.rpartition("=")
+        if not equals and words:
+            option = words[-1]
+        if value == "null" and type(None) in get_args(known.get(option[2:].replace("-", "_"))):
+            word = f"{option}=None" if equals else "None"
+        words.append(word)
     return words
 
 

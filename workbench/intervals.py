@@ -70,6 +70,7 @@ class Sums:
         values: Float[np.ndarray, "row column"],
         groups: Sequence[Hashable] | None,
         strata: Sequence[Hashable] | None,
+        weights: Sequence[float] | None = None,
     ) -> Sums:
         """Sum the rows by unit and stratum; NaN counts as a missing value.
 
@@ -77,6 +78,7 @@ class Sums:
             values: one row per value, one column per quantity.
             groups: the unit of each row; None makes each row a unit of its own.
             strata: the stratum of each row; None puts all rows into one.
+            weights: how many values each row counts as; None is one each.
 
         Raises:
             DataError: `groups` or `strata` does not have one label per row.
@@ -85,10 +87,11 @@ class Sums:
         filled = np.where(present, values, 0.0)
         unit = _codes(np.arange(len(values)) if groups is None else groups, len(values))
         stratum = _codes(strata, len(values))
+        weight = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
         arrays = []
-        for part in (present.astype(float), filled, filled**2, np.abs(filled)):
+        for part in (present, filled, filled**2, np.abs(filled)):
             array = np.zeros((int(stratum.max()) + 1, int(unit.max()) + 1, values.shape[1]))
-            np.add.at(array, (stratum, unit), part)
+            np.add.at(array, (stratum, unit), part * weight[:, None])
             arrays.append(array)
         return cls(*arrays)
 
@@ -323,7 +326,12 @@ def _hall(m: Moments, level: float) -> Bounds:
 
 
 def mean_intervals(
-    values: np.ndarray, *, kind: Kind, groups: Sequence[Hashable] | None = None, level: float = 0.95
+    values: np.ndarray,
+    *,
+    kind: Kind,
+    groups: Sequence[Hashable] | None = None,
+    weights: Sequence[float] | None = None,
+    level: float = 0.95,
 ) -> list[Interval]:
     """Return the mean of every column of `values` with its interval.
 
@@ -334,11 +342,12 @@ def mean_intervals(
         values: (row, column).
         kind: what the values are; see `Kind` and `bounds_of`.
         groups: unit of each row, such as its image: values of one image are not independent.
+        weights: how many values each row counts as, such as 1/2 for one of two answers to a question.
 
     Raises:
         DataError: a value outside the range of the kind, or not one group per row.
     """
-    return _measured(np.asarray(values, dtype=np.float64), kind, groups, None, level)
+    return _measured(np.asarray(values, dtype=np.float64), kind, groups, None, level, weights)
 
 
 def mean_interval(
@@ -372,15 +381,38 @@ def _kind_of(values: np.ndarray) -> Kind:
     return "difference" if np.isin(values, (-1, 0, 1)).all() else "real"
 
 
+def sum_interval(parts: Sequence[Interval], weights: Sequence[float]) -> Interval:
+    """Return the weighted sum of estimates from different units, such as the images of several sources.
+
+    The interval is that of Zou and Donner (2008, Stat. Med. 27, 1693-1702), which recovers the variance of each
+    estimate, separately below and above it, from its own interval.
+
+    Args:
+        parts: intervals of independent estimates.
+        weights: positive, one for each.
+    """
+    weight = np.asarray(weights, dtype=np.float64)
+    estimates, lows, highs = (np.array([getattr(p, name) for p in parts]) for name in ("estimate", "low", "high"))
+    total = float(weight @ estimates)
+    below, above = (float(np.sqrt(((weight * (end - estimates)) ** 2).sum())) for end in (lows, highs))
+    units = sum(part.n for part in parts)
+    return Interval(total, total - below, total + above, units, parts[0].level, any(part.few for part in parts))
+
+
 def _measured(
-    values: np.ndarray, kind: Kind, groups: Sequence[Hashable] | None, strata: Sequence[Hashable] | None, level: float
+    values: np.ndarray,
+    kind: Kind,
+    groups: Sequence[Hashable] | None,
+    strata: Sequence[Hashable] | None,
+    level: float,
+    weights: Sequence[float] | None = None,
 ) -> list[Interval]:
     """Return the interval of every column of `values` (row, column)."""
     _check_kind(values, kind)
     largest_size = np.nanmax(np.abs(np.where(np.isnan(values), 0, values)), axis=0, initial=0)
     # real values are scaled by a power of 2, so that their squares neither overflow nor underflow
     unit = 2.0 ** np.floor(np.log2(np.where((kind == "real") & (largest_size > 0), largest_size, 1)))
-    m, (low, high) = bounds_of(Sums.of(values / unit, groups, strata), kind, level)
+    m, (low, high) = bounds_of(Sums.of(values / unit, groups, strata, weights), kind, level)
     few = (m.units < FEW_UNITS) | ((m.events < FEW_EVENTS) & m.discrete & (kind != "real"))
     columns: tuple[Any, ...] = (m.mean * unit, low * unit, high * unit, m.units, few)
     return [

@@ -55,7 +55,7 @@ from analyses.dynamics.options import Config
 from analyses.dynamics.summaries import summary
 from analyses.dynamics.training import beside, earlier_checkpoints, start_folder
 from workbench.analysis.declaration import Analysis, Context, Result, vfm_inputs
-from workbench.benchmarks.asking import ask
+from workbench.benchmarks.asking import Asking, ask
 from workbench.capture.hidden_states import check_layers
 from workbench.data import Sample
 from workbench.mllm import MLLM
@@ -69,10 +69,10 @@ def run(config: Config, context: Context) -> Result:
     """Evaluate the model at the start, at every checkpoint and at the end on the same questions."""
     folder = Path(context.mllm.name)
     record = training_record(folder)
-    scenes, layers = list[list[Sample]](), list[int]()
+    scenes, layers, asked = list[list[Sample]](), list[int](), list[Asking]()
     if not config.only_benchmarks:
-        asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
-        scenes, layers = asking.worded, _layers(config, context.mllm, record)
+        asked = [ask(config, context.mllm, context.data, types=config.types, each=config.questions)]
+        scenes, layers = asked[0].worded, _layers(config, context.mllm, record)
     benchmarks = benchmarks_of(config, context)
     evaluation = Evaluation(config, context, scenes, layers)
     notes: dict[str, str] = {}
@@ -111,8 +111,11 @@ def run(config: Config, context: Context) -> Result:
             "training_seed": record["recipe"]["seed"],
             "layers": evaluation.layers,
             "benchmarks": [benchmark.record for benchmark in benchmarks],
-        },
-        left_out=[sentence for benchmark in benchmarks for sentence in benchmark.asking.left_out],
+        }
+        | (asked[0].record if asked else {}),
+        left_out=[
+            sentence for asking in (*asked, *(b.asking for b in benchmarks)) for sentence in asking.left_out
+        ],
     )
 
 

@@ -372,6 +372,7 @@ def test_the_command_follows_a_real_pair_of_trainings(runs_folder: Path, output:
     assert by_label["baseline"].tables["log"]["alignment_loss"].isna().all()
     assert by_label["viral"].record["alignment"]["layer"] == [2]
     assert by_label["viral"].record["skipped"] == {}
+    assert by_label["viral"].record["prompt"] == "plain"  # type: ignore[typeddict-item]
     assert {"reached", "difference"} <= set(summary(by_label).columns)
     assert len(ANALYSIS.figures(by_label)) >= 5
 

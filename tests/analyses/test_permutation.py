@@ -208,7 +208,11 @@ def test_counts_by_hand() -> None:
     (row,) = counts_by_type(pd.DataFrame(rows), seed=0)
     assert (row["right_before"], row["right_after"], row["n"], row["n_images"]) == (8, 5, 10, 5)
     assert row["drop_percent"] == pytest.approx(100 * 3 / 8)
-    assert 0 <= row["low"] < row["drop_percent"] < row["high"] <= 100
+    assert row["low"] < row["drop_percent"] < row["high"]
+    unchanged = pd.DataFrame(rows).assign(correct_after=lambda table: table["correct_before"])
+    (row,) = counts_by_type(unchanged, seed=0)
+    assert row["low"] < row["drop_percent"] == 0 < row["high"], "five images without a change leave a drop open"
+    assert row["few"]
     nothing_right = pd.DataFrame(rows).assign(correct_before=False, correct_after=False)
     assert np.isnan(counts_by_type(nothing_right, seed=0)[0]["drop_percent"])
 

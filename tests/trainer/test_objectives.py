@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.conftest import recipe
-from tests.students import VIRAL, square_image, world
+from tests.students import FLAGS, VIRAL, rows, square_image, world, write
 from tests.tiny import build
 from tests.trainer.small import tiny
 from trainer.aligned_model import AlignedMLLMForConditionalGeneration
@@ -415,6 +415,22 @@ def test_conversations_with_chosen_heads_and_hidden_tokens_resume_bitwise(
     names = [f"layer_{layer}_head_{head}" for layer, head in ready.choice.chosen]
     log = pd.read_parquet(whole / "training.parquet")
     assert [c for c in log if c.startswith("alignment_loss/")] == [f"alignment_loss/{name}/{VFM}" for name in names]
+
+
+def test_heads_are_chosen_by_each_image_once(tmp_path: Path) -> None:
+    model = build("llava", tmp_path / "llava")
+    about = rows()
+    options = ["--model.name", str(model), *FLAGS, *VIRAL, "--alignment.where", "heads", "--alignment.layer", "1", "2"]
+    options += ["--alignment.selection.heads", "2", "--alignment.selection.images", "3", "--alignment.selection.k", "5"]
+    choices = []
+    for name, repeats in (("once", 1), ("often", 3)):
+        file = write(tmp_path / name, about)
+        often = [row | {"id": f"{row['id']}-{n}"} for row in about for n in range(repeats)]
+        file.write_text(json.dumps(often))
+        words = [*options, "--data.train", f"llava_json:{file}", "--data.val", f"llava_json:{file}"]
+        choices.append(ConversationSetup.from_recipe(parse(Recipe, words, prog="trainer")).choice)
+    assert choices[0].images == 3
+    assert choices[0] == choices[1]
 
 
 def test_a_dry_run_plans_heads_without_choosing(tmp_path: Path) -> None:

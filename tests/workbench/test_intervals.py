@@ -12,7 +12,17 @@ from scipy.optimize import brentq, minimize_scalar
 from benchmarks import coverage
 from workbench import bootstrap_ci, figures
 from workbench.errors import DataError
-from workbench.intervals import Kind, mean_interval, mean_intervals, t_interval, t_test, tango, wilson
+from workbench.intervals import (
+    Interval,
+    Kind,
+    mean_interval,
+    mean_intervals,
+    sum_interval,
+    t_interval,
+    t_test,
+    tango,
+    wilson,
+)
 from workbench.scoring.tables import accuracy_by_type
 from workbench.training_folder import MEAN
 
@@ -184,6 +194,24 @@ def test_the_mean_of_types_weighs_types_alike() -> None:
     rare = mean_interval(right[:20], kind="proportion", groups=images[:20])
     # half of the rare type's error, and a little of the other's
     assert 0.4 < (interval.high - interval.low) / (rare.high - rare.low) < 0.7
+
+
+def test_a_row_of_weight_two_counts_as_two_rows() -> None:
+    values, groups, weights = [1.0, 0.0, 1.0, np.nan], ["a", "a", "b", "c"], [2.0, 1.0, 3.0, 1.0]
+    repeated = [int(weight) for weight in weights]
+    (once,) = mean_intervals(np.array(values)[:, None], kind="proportion", groups=groups, weights=weights)
+    (twice,) = mean_intervals(
+        np.repeat(values, repeated)[:, None], kind="proportion", groups=np.repeat(groups, repeated).tolist()
+    )
+    assert once == twice
+
+
+def test_a_sum_adds_the_variances_of_its_parts_on_either_side() -> None:
+    parts = [Interval(0.5, 0.4, 0.7, 10, 0.95), Interval(0.8, 0.6, 0.9, 20, 0.95, few=True)]
+    total = sum_interval(parts, [1.0, 2.0])
+    assert (total.estimate, total.n, total.few) == (pytest.approx(2.1), 30, True)
+    assert total.low == pytest.approx(2.1 - np.hypot(0.1, 0.4))
+    assert total.high == pytest.approx(2.1 + np.hypot(0.2, 0.2))
 
 
 def test_columns_are_measured_as_if_each_were_alone() -> None:

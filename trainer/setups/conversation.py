@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ from trainer.setups.stored_targets import StoredTargets
 from trainer.targets.vfm_targets import Targets, load_vfms, vfm_record
 from workbench.capture.hidden_states import read
 from workbench.data import Sample
+from workbench.data.base import Conversation
 from workbench.data.folder import QUESTION
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM
@@ -295,8 +297,11 @@ def _choose_heads(
         return None
     if checkpoint is not None:
         return HeadChoice.load(checkpoint)
-    conversations = [c for c in train.conversations if c.loads][: settings.selection.images]
-    images = [conversation.images[0] for conversation in conversations]
+    of_image: dict[str, Conversation] = {}
+    for conversation in train.conversations:
+        if conversation.loads:
+            of_image.setdefault(conversation.image_ids[0], conversation)
+    images = [conversation.images[0] for conversation in islice(of_image.values(), settings.selection.images)]
     return choose_heads(mllm, images, [QUESTION] * len(images), vfms, settings)
 
 

@@ -58,7 +58,8 @@ def main(argv: list[str]) -> None:
         if options.data or options.write is not None:
             name = "data" if options.data else "write"
             raise ConfigError(f"paper_table and {name} are set: expected one of them; the table is of stored runs")
-        print(text_of(paper_table(_runs(options.files), options.scorer)))
+        runs = _runs(options.files)
+        print(text_of(paper_table(runs, options.scorer), runs))
         return
     answers: dict[str, pd.DataFrame] = {}
     for name, place in _named(options.files).items():

@@ -31,7 +31,7 @@ TITLES = {
     "mme": "MME",
 }
 ORDER = list(TITLES.values())
-COLUMNS = ("model", "benchmark", "score", "low", "high", "chance", "asked_with", "labels", "n", "n_images")
+COLUMNS = ("model", "benchmark", "score", "low", "high", "chance", "asked_with", "labels", "data", "n", "n_images")
 WHATS_UP = ("whatsup coco_one", "whatsup coco_two")
 
 
@@ -43,8 +43,8 @@ def paper_table(runs: Sequence[Run], scorer: str) -> pd.DataFrame:
         scorer: one of the scorers of the runs.
 
     Returns:
-        Columns model, benchmark, score, low, high, chance, asked_with (prompt and decoding), labels (their version), n,
-        n_images; all scores but MME's are in %.
+        Columns model, benchmark, score, low, high, chance, asked_with (prompt and decoding), labels (their version),
+        data (the benchmarks of the runs, a list), n, n_images; all scores but MME's are in %.
 
     Raises:
         ConfigError: two runs of one model on one benchmark.
@@ -103,7 +103,8 @@ def _row(title: str, score: Mapping[str, Any], of_runs: Sequence[Run]) -> dict[s
     scaled = {name: scale * float(score[name]) for name in ("score", "low", "high", "chance")}
     asked = {f"{run.extra['prompt']}, {run.extra['decoding']}" for run in of_runs}
     labels = {str(run.extra["labels"]) for run in of_runs}
-    named = {"asked_with": " and ".join(sorted(asked)), "labels": " and ".join(sorted(labels))}
+    named: dict[str, Any] = {"asked_with": " and ".join(sorted(asked)), "labels": " and ".join(sorted(labels))}
+    named["data"] = [str(run.extra["benchmark"]) for run in of_runs]
     return {"benchmark": title} | scaled | named | {name: int(score[name]) for name in ("n", "n_images")}
 
 
@@ -122,11 +123,15 @@ def _whats_up(runs: Sequence[Run], scorer: str) -> dict[str, Any]:
     return score | {"n": len(rows), "n_images": interval.n}
 
 
-def text_of(table: pd.DataFrame) -> str:
+def text_of(table: pd.DataFrame, runs: Sequence[Run] = ()) -> str:
     """Return the table as the paper prints it: a model's scores in a row, with intervals and chance levels below.
 
-    Under the table stand the versions of the labels, benchmarks that models were asked in different ways, and those
-    that no model was asked.
+    Under the table stand the versions of the labels, benchmarks that models were asked in different ways, those that no
+    model was asked, and the runs that have no place in the table.
+
+    Args:
+        table: as `paper_table` returns it.
+        runs: those that it was made of.
     """
     known = list(table["benchmark"].drop_duplicates())
     columns = sorted(known, key=lambda title: ORDER.index(_of_paper(title)))
@@ -146,6 +151,13 @@ def text_of(table: pd.DataFrame) -> str:
     ]
     if missing := [title for title in ORDER if title not in map(_of_paper, columns)]:
         notes.append(f"no run of {', '.join(missing)} with this scorer")
+    placed = {(model, name) for model, names in zip(table["model"], table["data"], strict=True) for name in names}
+    others = [(run.label, str(run.extra["benchmark"])) for run in runs]
+    notes += [
+        f"not in the table: {name or 'a data set of questions'} of {model}, which the paper's table or the scorer lacks"
+        for model, name in others
+        if (model, name) not in placed
+    ]
     text = pd.DataFrame(lines, columns=["", *columns]).fillna("-").to_string(index=False) if lines else ""
     return "\n".join([*([text] if text else []), *notes])
 

@@ -1,13 +1,13 @@
 """Tables of a benchmark's scores, by scorer, from the answers of one model: each with interval, chance level and n.
 
-Intervals are over images, or over pairs where a pair counts as one; scores that are ratios of counts, such as F1, have
-bootstrap intervals that resample images.
+Intervals are over images, or over pairs where a pair counts as one.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,8 @@ import pandas as pd
 from workbench.benchmarks.scorers import LETTERED, YES_NO, Judged, by_likelihood, letter_of, reads_letters, scorers_of
 from workbench.data.base import Sample
 from workbench.data.mme import COGNITION, PERCEPTION
-from workbench.intervals import Interval, mean_interval
+from workbench.intervals import Interval, mean_interval, mean_intervals, sum_interval
 from workbench.scoring.tables import ALL as ALL
-from workbench.stats import sums_interval
 from workbench.training_folder import MEAN
 
 LARGEST = 200  # score of a category of MME
@@ -104,7 +103,7 @@ def scores(answers: pd.DataFrame, *, seed: int) -> pd.DataFrame:
         named = {"prompt": prompt, "shown": shown, "scorer": scorer}
         part = part.assign(weight=1 / part.groupby("id")["id"].transform("size"))
         part = part.assign(by_majority=_by_majority(part, benchmark))
-        rows += [named | row | {"seed": seed} for row in _rows(part, benchmark, str(scorer), seed)]
+        rows += [named | row | {"seed": seed} for row in _rows(part, benchmark, str(scorer))]
     return pd.DataFrame(rows)
 
 
@@ -118,7 +117,7 @@ def _no_image() -> Any:
     raise AssertionError("a stored answer has no image")
 
 
-def _rows(part: pd.DataFrame, benchmark: str, scorer: str, seed: int) -> Iterator[dict[str, Any]]:
+def _rows(part: pd.DataFrame, benchmark: str, scorer: str) -> Iterator[dict[str, Any]]:
     """Yield the scores of one scorer."""
     categories = [name for name in part["category"].unique() if name]
     subsets = [(name, part[part["category"] == name]) for name in categories] if len(categories) > 1 else []
@@ -132,8 +131,8 @@ def _rows(part: pd.DataFrame, benchmark: str, scorer: str, seed: int) -> Iterato
         yield _accuracy_row("accuracy", MEAN, part, "category")
     if set(part["gold"]) <= set(YES_NO):
         for name, rows in [(ALL, part), *subsets]:
-            yield from _yes_no_rows(rows, name, benchmark == "pope" and scorer == "lmms", seed)
-    yield from _SPECIAL.get(benchmark.split()[0] if benchmark else "", lambda *_: ())(part, seed)
+            yield from _yes_no_rows(rows, name, benchmark == "pope" and scorer == "lmms")
+    yield from _SPECIAL.get(benchmark.split()[0] if benchmark else "", lambda _: ())(part)
 
 
 def _row(
@@ -249,66 +248,65 @@ def _by_majority(rows: pd.DataFrame, benchmark: str) -> pd.Series:
 # --- ratios of counts -----------------------------------------------------------------------------
 
 
-def _yes_no_rows(rows: pd.DataFrame, category: str, lmms: bool, seed: int) -> Iterator[dict[str, Any]]:
+def _yes_no_rows(rows: pd.DataFrame, category: str, lmms: bool) -> Iterator[dict[str, Any]]:
     """Yield precision, recall, F1 and the share of yes; for POPE by lmms-eval, with its recall and yes-ratio."""
-    counts = _yes_no_counts(rows)
-    to_find = (lambda s: s["tp"] + s["missed"]) if lmms else (lambda s: s["positive"])
-    said = (lambda s: s["positive"]) if lmms else (lambda s: s["tp"] + s["fp"])
-    statistics: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-        "precision": lambda s: s["tp"] / (s["tp"] + s["fp"]),
-        "recall": lambda s: s["tp"] / to_find(s),
-        "F1": lambda s: 2 * s["tp"] / (s["tp"] + s["fp"] + to_find(s)),
-        "yes-ratio": lambda s: said(s) / s["n"],
-    }
     share = _mean(rows.assign(yes=rows["gold"] == "yes"), "yes")
     chances = {"precision": share, "recall": 0.5, "F1": share / (share + 0.5) if share else np.nan, "yes-ratio": np.nan}
-    for name, statistic in statistics.items():
-        yield _row(name, category, sums_interval(rows["image_id"], counts, statistic, seed), rows, chances[name])
+    for name, interval in _yes_no_intervals(rows, lmms).items():
+        yield _row(name, category, interval, rows, chances[name])
 
 
-def _yes_no_counts(rows: pd.DataFrame) -> dict[str, np.ndarray]:
-    gold, parsed = rows["gold"].to_numpy(), rows["parsed"].fillna("").to_numpy()
-    weight, missing = rows["weight"].to_numpy(), rows["answer"].isna().to_numpy()
+def _yes_no_intervals(rows: pd.DataFrame, lmms: bool) -> dict[str, Interval]:
+    """Return precision, recall, F1 and yes-ratio with their intervals over images, NaN where one is undefined.
+
+    The first two and the last are proportions of some of the answers. F1 follows from another one, the share J of the
+    right yes in all answers that are yes or should be: F1 = 2 J / (1 + J), which grows with J, so that the ends of J's
+    interval become those of F1's.
+    """
+    gold, said = (rows["gold"] == "yes").to_numpy(), (rows["parsed"] == "yes").to_numpy()
+    # lmms-eval's recall leaves out answers that are neither yes nor no; a missing answer stays in it
+    read = rows["parsed"].isin(YES_NO).to_numpy() | rows["answer"].isna().to_numpy()
+    to_find = gold & read if lmms else gold
+    right = (gold & said).astype(float)
+    columns = [np.where(among, right, np.nan) for among in (said, to_find, said | to_find)]
+    columns.append((gold if lmms else said).astype(float))  # and its yes-ratio is that of the labels
+    precision, recall, both, ratio = mean_intervals(
+        np.stack(columns, axis=1),
+        kind="proportion",
+        groups=rows["image_id"].tolist(),
+        weights=rows["weight"].tolist(),
+    )
+    estimate, low, high = (2 * j / (1 + j) for j in (both.estimate, both.low, both.high))
     return {
-        "tp": weight * ((gold == "yes") & (parsed == "yes")),
-        "fp": weight * ((gold == "no") & (parsed == "yes")),
-        "missed": weight * ((gold == "yes") & ((parsed == "no") | missing)),
-        "positive": weight * (gold == "yes"),
-        "n": weight,
+        "precision": precision,
+        "recall": recall,
+        "F1": replace(both, estimate=estimate, low=low, high=high),
+        "yes-ratio": ratio,
     }
 
 
 # --- averages of single benchmarks ----------------------------------------------------------------
 
 
-def _pope(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+def _pope(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield the paper's mean accuracy of random and popular, and LLaVA's mean F1 of three splits."""
     two = part[part["category"].isin(["random", "popular"])]
     if two["category"].nunique() == 2:
         yield _accuracy_row("paper: random and popular", MEAN, two, "category")
     splits = sorted(part["category"].unique())
     if len(splits) == 3:
-        counts = {
-            f"{name} {split}": values * (part["category"] == split).to_numpy()
-            for name, values in _yes_no_counts(part).items()
-            for split in splits
-        }
-
-        def mean_f1(s: Mapping[str, Any]) -> Any:
-            return np.mean(
-                [2 * s[f"tp {i}"] / (s[f"tp {i}"] + s[f"fp {i}"] + s[f"positive {i}"]) for i in splits], axis=0
-            )
-
-        yield _row(
-            "LLaVA: F1 of three splits", MEAN, sums_interval(part["image_id"], counts, mean_f1, seed), part, np.nan
-        )
+        parts = [_yes_no_intervals(part[part["category"] == split], lmms=False)["F1"] for split in splits]
+        # the splits ask about the same images: their errors may all have the same sign, so their intervals are averaged
+        estimate, low, high = (np.mean([getattr(p, name) for p in parts]) for name in ("estimate", "low", "high"))
+        mean = replace(parts[0], estimate=float(estimate), low=float(low), high=float(high))
+        yield _row("LLaVA: F1 of three splits", MEAN, replace(mean, few=any(p.few for p in parts)), part, np.nan)
 
 
-def _mmvp(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+def _mmvp(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
     yield from _groups(part, "pair", 2, "pair")
 
 
-def _whatsup(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+def _whatsup(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
     if (part["pair"] != "").all():
         yield from _groups(part, "pair", 2, "pair")
         yield from _groups(part, "source", 4, "set")
@@ -325,7 +323,7 @@ def _groups(part: pd.DataFrame, column: str, size: int, measure: str) -> Iterato
     yield _row(measure, ALL, mean_interval(right, kind="proportion"), whole, chance, len(right))
 
 
-def _mme(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+def _mme(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield MME's scores: of each category (at most 200), their sums over perception and cognition, and the total."""
     whole = complete(part, "pair", 2)
     if whole.empty:
@@ -364,7 +362,7 @@ def _mme(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
         )
 
 
-def _cv_bench(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+def _cv_bench(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield CV-Bench's averages: `paper` over rows, `official` over the sources of the images."""
     flat = part[part["category"].isin(["Count", "Relation"])]
     deep = part[part["source"] == "Omni3D"]
@@ -375,33 +373,22 @@ def _cv_bench(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
     if len(deep):
         yield _accuracy_row("official: 3D", ALL, deep)
     if {"ADE20K", "COCO", "Omni3D"} <= set(part["source"]):
-        correct = part["correct"].to_numpy(dtype=float)
-        counts: dict[str, np.ndarray] = {}
-        for source in ("ADE20K", "COCO", "Omni3D"):
-            here = part["weight"].to_numpy() * (part["source"] == source).to_numpy()
-            counts |= {f"right {source}": correct * here, f"n {source}": here}
-
-        def total(s: Mapping[str, Any]) -> Any:
-            ade, coco, omni = (s[f"right {name}"] / s[f"n {name}"] for name in ("ADE20K", "COCO", "Omni3D"))
-            return (ade + coco) / 4 + omni / 2
-
-        levels = {
-            column: sum(
-                share * _mean(part[part["source"] == source], column)
-                for source, share in (("ADE20K", 0.25), ("COCO", 0.25), ("Omni3D", 0.5))
-            )
+        shares = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
+        of = {source: part[part["source"] == source] for source in shares}
+        total = sum_interval([_accuracy(rows) for rows in of.values()], list(shares.values()))
+        chance, majority = (
+            sum(share * _mean(of[source], column) for source, share in shares.items())
             for column in ("chance", "by_majority")
-        }
-        row = _row("official: total", ALL, sums_interval(part["image_id"], counts, total, seed), part, levels["chance"])
-        yield row | {"majority": levels["by_majority"]}
+        )
+        yield _row("official: total", ALL, total, part, chance) | {"majority": majority}
 
 
-def _mmstar(part: pd.DataFrame, seed: int) -> Iterator[dict[str, Any]]:
+def _mmstar(part: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Yield the mean over subcategories, which lmms-eval reports."""
     yield _accuracy_row("l2 mean", ALL, part, "source")
 
 
-_SPECIAL: Mapping[str, Callable[[pd.DataFrame, int], Iterator[dict[str, Any]]]] = {
+_SPECIAL: Mapping[str, Callable[[pd.DataFrame], Iterator[dict[str, Any]]]] = {
     "cv_bench": _cv_bench,
     "mme": _mme,
     "mmstar": _mmstar,

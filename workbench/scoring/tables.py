@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -42,7 +43,8 @@ def counts_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
 
     Args:
         samples: rows of `Quiz.scored`.
-        seed: of the interval of the drop, which resamples images.
+        seed: of the interval of the drop, which resamples images. Where few answers changed it also includes that of
+            the difference of accuracies, divided by the accuracy before: no sample of unchanged answers shows a drop.
 
     Returns:
         Rows for each question type and for all questions: category, right_before, right_after, drop_percent (NaN where
@@ -61,6 +63,13 @@ def counts_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
             lambda s: 100 * (s["correct_before"] - s["correct_after"]) / s["correct_before"],
             seed,
         )
+        before = float(counts["correct_before"].mean())
+        difference = mean_interval(
+            counts["correct_before"] - counts["correct_after"], kind="difference", groups=part["image_id"].tolist()
+        )
+        if difference.few and before:
+            low, high = (100 * end / before for end in (difference.low, difference.high))
+            drop = replace(drop, low=min(drop.low, low), high=max(drop.high, high), few=True)
         row = {"category": name, "right_before": counts["correct_before"].sum()}
         row |= {"right_after": counts["correct_after"].sum(), "drop_percent": drop.estimate}
         row |= {"low": drop.low, "high": drop.high, "few": drop.few}

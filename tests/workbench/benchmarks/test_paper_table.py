@@ -69,6 +69,17 @@ def test_each_score_follows_the_convention_of_the_paper() -> None:
     assert next(line for line in text.splitlines() if "viral" in line).split()[1:] == ["100.00", "66.67", "-", "-", "-"]
 
 
+def test_a_run_without_a_place_is_named() -> None:
+    """Half of What's Up makes no column, and other data sets are not in the paper's table."""
+    runs = [*runs_of("baseline")[1:3], run("baseline", "", [(True, {}), (False, {})], ("left", "right"))]
+    lines = text_of(paper_table(runs, "own"), runs).splitlines()
+    assert [line.split(", which")[0] for line in lines if line.startswith("not in")] == [
+        "not in the table: whatsup coco_one of baseline",
+        "not in the table: a data set of questions of baseline",
+    ]
+    assert "not in the table" not in text_of(paper_table(runs_of("viral"), "own"), runs_of("viral"))
+
+
 def test_what_cannot_be_told_apart_is_refused() -> None:
     runs = runs_of("baseline")
     with pytest.raises(UnknownNameError, match="did you mean 'own'"):

@@ -99,6 +99,46 @@ def test_a_score_that_is_undefined_is_not_a_number() -> None:
     assert score(table, "recall")["score"] == score(table, "F1")["score"] == 0
 
 
+@pytest.mark.parametrize("scorer", ["own", "lmms"])
+def test_a_ratio_at_its_end_still_has_an_interval(scorer: str) -> None:
+    """That all 20 answers are right leaves up to .17 of them open, by Clopper and Pearson; half of them say yes."""
+    golds = ["yes", "no"] * 10
+    rows = [(sample(n, n, gold, category="random"), gold) for n, gold in enumerate(golds)]
+    table = scores(answers_of("pope", rows), seed=0)
+    for measure in ("precision", "recall"):
+        row = score(table, measure, scorer=scorer)
+        assert (row["score"], row["high"]) == (1, 1)
+        assert row["low"] == pytest.approx(0.025 ** (1 / 10), abs=0.04)
+    f1 = score(table, "F1", scorer=scorer)
+    share = score(table, "precision", scorer=scorer)["low"]  # of 10 answers, as is that of F1
+    assert (f1["score"], f1["high"], f1["low"]) == (1, 1, pytest.approx(2 * share / (1 + share)))
+    always = scores(answers_of("pope", [(question, "yes") for question, _ in rows]), seed=0)
+    ratio = score(always, "yes-ratio")
+    assert (ratio["score"], ratio["high"]) == (1, 1)
+    assert ratio["low"] == pytest.approx(0.025 ** (1 / 20), abs=0.04)
+
+
+def test_the_interval_of_f1_is_near_the_bootstrap(pope: pd.DataFrame) -> None:
+    own = judged(pope).query("scorer == 'own'")
+    gold, said = own["gold"] == "yes", own["parsed"] == "yes"
+    counts = {"tp": (gold & said).to_numpy() * 1.0, "said": said.to_numpy() * 1.0, "gold": gold.to_numpy() * 1.0}
+    bootstrap = sums_interval(own["image_id"], counts, lambda s: 2 * s["tp"] / (s["said"] + s["gold"]), 0)
+    f1 = score(scores(pope, seed=0), "F1")
+    assert (f1["low"], f1["high"]) == (
+        pytest.approx(bootstrap.low, abs=0.015),
+        pytest.approx(bootstrap.high, abs=0.015),
+    )
+
+
+def test_questions_count_the_same_however_often_they_were_asked() -> None:
+    """Question 0 (right) was answered four times, question 1 (wrong) once: precision is a half."""
+    one, other = sample(0, 0, "yes"), sample(1, 1, "no")
+    rows = [answer_row("pope", one, "image", "yes", draw=draw) for draw in range(4)]
+    table = scores(pd.DataFrame([*rows, answer_row("pope", other, "image", "yes")]), seed=0)
+    assert score(table, "precision")["score"] == pytest.approx(0.5)
+    assert score(table, "F1")["score"] == pytest.approx(2 / 3)
+
+
 def test_pairs_of_mmvp() -> None:
     right = [True, True, True, False, False, False] + [True] * 20
     rows = [
