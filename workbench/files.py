@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -218,4 +219,19 @@ def whole_parquet(file: Path) -> bool:
             stream.seek(-4, os.SEEK_END)
             return start == stream.read(4) == b"PAR1"
     except OSError:
+        return False
+
+
+def whole_safetensors(file: Path) -> bool:
+    """Return whether a file has the header of a safetensors file and all the bytes that it announces."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            size = os.fstat(stream.fileno()).st_size
+            if length + 8 > size:
+                return False
+            header = json.loads(stream.read(length))
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        return bool(8 + length + max(ends, default=0) == size)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from functools import partial
+from urllib.parse import urlencode, urlsplit
 
 import pandas as pd
 import streamlit as st
@@ -96,7 +97,7 @@ def _report(site: Site) -> None:
     else:
         st.download_button(
             "Report of this choice",
-            partial(_page_of, site),
+            partial(_page_of, site, site.pair, _address(site)),
             "report.html",
             "text/html",
             on_click="ignore",
@@ -115,6 +116,12 @@ def _report(site: Site) -> None:
             f"Long form ({file.stat().st_size / 1e6:.1f} MB)", file.read_bytes, "report.html", "text/html"
         )
         st.caption(plain(f"Made {pd.Timestamp(file.stat().st_mtime, unit='s'):%Y-%m-%d %H:%M} UTC."))
+
+
+def _address(site: Site) -> str:
+    """Return the address of Home with the same choice."""
+    here = urlsplit(st.context.url or "")
+    return here._replace(path=here.path.removesuffix("evidence"), query=urlencode(site.address(), True)).geturl()
 
 
 def _page_of(site: Site, pair: Pair, link: str) -> bytes:

@@ -24,10 +24,20 @@ from workbench.errors import WorkbenchError
 from workbench.figures.caption import Caption
 from workbench.overview.charts import curves_of
 from workbench.overview.differences import Pair, by_layer, strip
-from workbench.overview.measures import ENCODER_LAYER, LONG, MEASURES, QUESTIONS, Asked, Measure, images_words, scores
+from workbench.overview.measures import (
+    ENCODER_LAYER,
+    LONG,
+    MEASURES,
+    QUESTIONS,
+    Asked,
+    Measure,
+    by_image,
+    images_words,
+    scores,
+)
 from workbench.overview.stored import Stored, StoredRun, options_text
 
-SHOWN = ("Scores", "Differences")
+SCORES, DIFFERENCES, IMAGES = "Scores", "Differences", "Single images"
 NONE = "No analysis of these models is stored yet. `{}` runs them all; Evidence can start a single one."
 
 
@@ -42,8 +52,8 @@ def page(site: Site) -> None:
         layers = _layers(site, measured)
         table = _strip(site, measured)
         layer = _layer(site, layers, table)
-        shown = choice("shown", SHOWN, SHOWN[0], "Show") if site.pair else SHOWN[0]
-        _questions(site, measured, layer, shown == SHOWN[1])
+        shown = choice("shown", [SCORES, *([DIFFERENCES] if site.pair else []), IMAGES], SCORES, "Show")
+        _questions(site, measured, layer, shown)
     _training(site)
     _others(site)
 
@@ -151,28 +161,30 @@ def _first_layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
 # --- the questions --------------------------------------------------------------------------------
 
 
-def _questions(site: Site, measured: Mapping[str, Measure], layer: int, differences: bool) -> None:
+def _questions(site: Site, measured: Mapping[str, Measure], layer: int, shown: str) -> None:
     """Draw each question that a stored analysis answers, two side by side; name the others."""
     answered = [asked for asked in QUESTIONS if any(measure.asked == asked for measure in measured.values())]
     for start in range(0, len(answered), 2):
         for column, asked in zip(st.columns(2, gap="large"), answered[start : start + 2], strict=False):
             with column:
                 of_question = {key: measure for key, measure in measured.items() if measure.asked == asked}
-                _question(site, asked, of_question, layer, differences)
+                _question(site, asked, of_question, layer, shown)
     missing = [QUESTIONS[asked] for asked in QUESTIONS if asked not in answered]
     if missing:
         st.caption(f"Not measured yet: {', '.join(missing)} Evidence can start the analyses.")
 
 
-def _question(site: Site, asked: Asked, measures: dict[str, Measure], layer: int, differences: bool) -> None:
+def _question(site: Site, asked: Asked, measures: dict[str, Measure], layer: int, shown: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.subheader(QUESTIONS[asked], help=LONG[asked])
     titles = {key: measure.title.format(series="a VFM") for key, measure in measures.items()}
     by_title = {title: key for key, title in titles.items()}
     title = choice(f"m-{asked}", list(by_title), next(iter(by_title)), "Measure")
     measure = measures[by_title[title]]
-    if differences and site.pair is not None:
+    if shown == DIFFERENCES and site.pair is not None:
         _difference(site, site.pair, measure, layer)
+    elif shown == IMAGES:
+        _images(site, measure, layer)
     else:
         _score(site, measure, layer)
     with st.expander("What this number is, and is not; every figure and the table"):
@@ -190,16 +202,12 @@ def _score(site: Site, measure: Measure, layer: int) -> None:
     """Draw a measure of the chosen models by layer, and its value at the chosen layer in a sentence."""
     runs = _chosen_question(site, measure)
     table = _scores(measure.key, _stamp_of(runs), runs)
-    series = list(dict.fromkeys(table["series"]))
-    if len(series) > 1:
-        aligned = [name for key in reversed(site.chosen) for name in site.models.by_key[key].vfms if name in series]
-        picked = choice(f"s-{measure.key}", series, (aligned or series)[0], "Compared with")
-        table = table[table["series"] == picked]
-    shown = curves_of(table)
+    series = _series(site, measure, table)
+    shown = curves_of(table[table["series"] == series])
     if several_seeds(site):
         shown["group"] = [site.models.by_key[key].variant for key in shown["name"]]
     st.markdown(_values(shown, layer))
-    title = measure.title.format(series=series[0] if len(series) == 1 else picked)
+    title = measure.title.format(series=series)
     zero = measure.neutral is not None
     key = ("score", measure.key, _stamp_of(runs), title, layer, "group" in shown, site.looks)
     figure = once(key, lambda: figures.layer_curves_named(shown, y=title, marked=layer, zero=zero))
@@ -210,6 +218,68 @@ def _score(site: Site, measure: Measure, layer: int) -> None:
         "images",
     )
     chart(figure, f"score-{measure.key}", caption, below=_about(runs, table["n_images"]))
+
+
+def _series(site: Site, measure: Measure, table: pd.DataFrame) -> str:
+    """Return which of the curves of a measure is shown; where there are several, the user chooses."""
+    series = list(dict.fromkeys(table["series"]))
+    if len(series) < 2:
+        return series[0] if series else ""
+    aligned = [name for key in reversed(site.chosen) for name in site.models.by_key[key].vfms if name in series]
+    return choice(f"s-{measure.key}", series, (aligned or series)[0], "Compared with")
+
+
+@cached
+def _of_images(measure: str, folders: tuple[str, ...], _runs: Sequence[StoredRun]) -> pd.DataFrame:
+    parts = [by_image(MEASURES[measure], run).assign(name=run.model) for run in _runs]
+    return pd.concat(parts, ignore_index=True).dropna(subset="value")
+
+
+def _images(site: Site, measure: Measure, layer: int) -> None:
+    """Draw how a measure is distributed over the images at the chosen layer, a dot for each image."""
+    runs = _chosen_question(site, measure)
+    stamps = _stamp_of(runs)
+    table = _scores(measure.key, stamps, runs)
+    series = _series(site, measure, table)
+    values = _of_images(measure.key, stamps, runs)
+    values = values[(values["layer"] == layer) & (values["series"] == series)]
+    if values.empty:
+        st.info(f"There are no values of single images of this measure in layer {layer}.")
+        return
+    st.markdown(plain(_ahead(site, values) or f"Layer {layer}: {_spread(values)}"))
+    title = f"{measure.title.format(series=series)}, layer {_layer_name(str(layer))}"
+    at = curves_of(table[(table["layer"] == layer) & (table["series"] == series)])
+    level, dotted = (at["chance"].max(), "chance") if at["chance"].notna().any() else (measure.neutral, "no effect")
+    key = ("images", measure.key, stamps, series, layer, site.looks)
+    chart(
+        once(key, lambda: figures.image_dots(values, x=title, chance=level)),
+        f"images-{measure.key}",
+        Caption(
+            f"{title}, single images",
+            f"{images_words(values.groupby('name')['image_id'].nunique())} of {runs[0].record.get('data')}",
+            seeds_of(site, [run.model for run in runs]),
+            "",
+        ),
+        below="A dot is an image, a line the mean" + ("." if level is None else f"; dotted: {dotted}."),
+    )
+
+
+def _ahead(site: Site, values: pd.DataFrame) -> str:
+    """Return on how many images the second of two trainings is higher; "" for groups of trainings."""
+    if site.pair is None or len(site.pair.shared) != 1:
+        return ""
+    first, second = (model.key for model in site.pair.shared[0])
+    wide = values.pivot_table(index="image_id", columns="name", values="value")
+    if not {first, second} <= set(wide):
+        return ""
+    change = (wide[second] - wide[first]).dropna()
+    return f"{second} is higher on {(change > 0).sum()} of {len(change)} images, lower on {(change < 0).sum()}."
+
+
+def _spread(values: pd.DataFrame) -> str:
+    quarters = values.groupby("name", sort=False)["value"].quantile([0.25, 0.75]).unstack()
+    words = [f"{name} {low:.3f} to {high:.3f}" for name, low, high in list(quarters.itertuples(name=None))[:4]]
+    return f"half of the images are within {', '.join(words)}"
 
 
 def _values(shown: pd.DataFrame, layer: int) -> str:

@@ -11,8 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from workbench import figures
-from workbench.dashboard import live
-from workbench.dashboard.folders import below_root
+from workbench.dashboard import live, one_model
 from workbench.dashboard.glossary import meaning
 from workbench.dashboard.papers import chart, seeds_of
 from workbench.dashboard.site import Site, cached, choice, once, plain
@@ -22,14 +21,23 @@ from workbench.figures.caption import Caption
 from workbench.overview import table as tables
 from workbench.overview.measures import images_words
 from workbench.overview.models import Model, Models, files_below
-from workbench.training_folder import MEAN, checkpoints, cknna_log, evaluated_on, score_log
+from workbench.training_folder import MEAN, cknna_log, evaluated_on, score_log
 
+OPENED = 4  # links to pages of single models, at most
 OF_A_SWEEP = ("variant", "type", "against", "seeds", "n", "chance", "accuracy", "low", "high", "difference")  # columns
 
 
 def page(site: Site) -> None:
     """Draw the table of models, and curves and accuracies of the chosen ones."""
     live.watch()
+    one = one_model.opened(site)
+    if one is not None:
+        one_model.heading(site, one)
+        training_curves(site, [one.key])
+        _by_type(site, [one.key])
+        _warnings([one])
+        one_model.details(site, one)
+        return
     st.title("Which models are there, and which is best at what?")
     if not site.models.by_key:
         st.info(
@@ -40,10 +48,9 @@ def page(site: Site) -> None:
     _table(site)
     grouped = _toggle_groups(site)
     training_curves(site, site.chosen, grouped=grouped)
-    _by_type(site)
-    _warnings(site)
+    _by_type(site, site.chosen)
+    _warnings([site.models.by_key[key] for key in site.chosen])
     _sweeps(site)
-    _one_model(site)
 
 
 def _answer(site: Site) -> None:
@@ -88,8 +95,15 @@ def _table(site: Site) -> None:
     st.caption(_about(site, shown, by_seed))
     chosen = [str(shown[name].iloc[row]) for row in event["selection"]["rows"]]
     keys = [model.key for each in chosen for model in site.models.variants[each]] if by_seed else chosen
-    if keys:
-        st.button(f"Compare these {len(keys)} with {plain(site.baseline)}", on_click=_compare, args=(site, keys))
+    if not keys:
+        st.caption("Choose rows to compare them with the baseline, or to see everything about one of them.")
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if others := [key for key in keys if key != site.baseline]:
+            words = f"these {len(others)}" if len(others) > 1 else plain(others[0])
+            st.button(f"Compare {words} with {plain(site.baseline)}", on_click=_compare, args=(site, others))
+        for key in keys[:OPENED]:
+            site.link("models", f"Everything about {plain(key)} →", **{one_model.ONE: key})
 
 
 def _compare(site: Site, keys: Sequence[str]) -> None:
@@ -177,9 +191,12 @@ def training_curves(
     shown: list[str] = first
     if not few:
         shown = st.multiselect("Curves", measures, default=first, key="curves", bind="query-params")
+    front = tuple(site.pair.keys) if site.pair is not None else ()
+    many = " With so many models, the two that are compared have colors; point at a gray line for its name."
     for column, measure in zip(st.columns(max(1, min(3, len(shown)))) * len(shown), shown, strict=False):
         figure = once(
-            ("curve", stamps, site.looks, measure, grouped), partial(_curve, site, curves[measure], measure, grouped)
+            ("curve", stamps, site.looks, measure, grouped, front),
+            partial(_curve, site, curves[measure], measure, grouped, front),
         )
         table = curves[measure]
         steps = f"{table['at'].nunique()} steps of training; {_counts(table['over'])}"
@@ -192,6 +209,7 @@ def training_curves(
     st.caption(
         "Bands: 95 % intervals over the images (or conversations) of the validation split. Losses of training batches"
         " have none. Dotted: chance; for CKNNA the 95th percentile of its null."
+        + (many if not grouped and len(models) > figures.LINES else "")
     )
 
 
@@ -211,10 +229,10 @@ def logs_stamp(site: Site, keys: Sequence[str]) -> tuple[object, ...]:
     return (str(site.root), *((key, site.models.by_key[key].stamps) for key in keys))
 
 
-def _curve(site: Site, table: pd.DataFrame, measure: str, grouped: bool) -> figures.Figure:
+def _curve(site: Site, table: pd.DataFrame, measure: str, grouped: bool, front: tuple[str, ...]) -> figures.Figure:
     if grouped:
         table = table.assign(group=[site.models.by_key[key].variant for key in table["name"]])
-    return figures.named_curves(table, x="step", y=measure, bands=table["name"].nunique() <= figures.LINES)
+    return figures.named_curves(table, x="step", y=measure, front=front)
 
 
 def _curves(models: Sequence[Model]) -> dict[str, pd.DataFrame]:
@@ -257,16 +275,16 @@ def _measure(column: str) -> str:
     return names.get(column, column.replace("accuracy/", "accuracy, ").replace("_", " "))
 
 
-# --- accuracy by type, warnings, sweeps, one model ------------------------------------------------
+# --- accuracy by type, warnings, sweeps -----------------------------------------------------------
 
 
-def _by_type(site: Site) -> None:
-    accuracies = {key: tables.accuracies_of(site.models.by_key[key]) for key in site.chosen}
+def _by_type(site: Site, keys: Sequence[str]) -> None:
+    accuracies = {key: tables.accuracies_of(site.models.by_key[key]) for key in keys}
     accuracies = {key: table for key, table in accuracies.items() if len(table)}
     if not accuracies:
         return
     st.subheader("Accuracy by question type")
-    figure = once(("types", logs_stamp(site, site.chosen), site.looks), partial(_types, accuracies))
+    figure = once(("types", logs_stamp(site, keys), site.looks), partial(_types, accuracies))
     data = ", ".join(dict.fromkeys(evaluated_on(site.models.by_key[key].recipe) for key in accuracies))
     counts = images_words(pd.concat([table["n_images"] for table in accuracies.values()]))
     chart(
@@ -285,13 +303,13 @@ def _types(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
     return figures.layer_heat(shown, title="accuracy").update_xaxes(title="question type")
 
 
-def _warnings(site: Site) -> None:
+def _warnings(models: Sequence[Model]) -> None:
     lines = []
-    for key in site.chosen:
-        log = tables.log_of(site.models.by_key[key])
+    for model in models:
+        log = tables.log_of(model)
         if "warning" in log:
             rows = log.dropna(subset=["warning"])
-            lines += [f"{key}, step {row.step}: {row.warning}" for row in rows.itertuples()]
+            lines += [f"{model.key}, step {row.step}: {row.warning}" for row in rows.itertuples()]
     for line in lines:
         st.warning(plain(line))
 
@@ -329,30 +347,3 @@ def _sweeps(site: Site) -> None:
     if {"p", "p_holm", "pairs"} <= set(shown):
         shown.loc[~(shown["pairs"] > 1), ["p", "p_holm"]] = np.nan  # a single seed has no test
     st.dataframe(shown, hide_index=True, width="stretch")
-
-
-def _one_model(site: Site) -> None:
-    """Draw everything that is stored about one model."""
-    st.subheader("One model")
-    keys = list(site.models.by_key)
-    key = choice("one", keys, site.others[-1] if site.others else keys[0], "Model")
-    model = site.models.by_key[key]
-    if model.folder is None:
-        st.caption("Only analyses of this model are stored here.")
-        return
-    record = model.record
-    facts = {
-        "state": tables.state_words(model, tables.log_of(model)),
-        "variant": model.variant,
-        "seed": model.seed,
-        "seconds": round(record["seconds"]) if "seconds" in record else None,
-        "steps per second": round(record["steps_per_second"], 2) if "steps_per_second" in record else None,
-        "commit": record.get("git", "")[:8] + (" (dirty)" if record.get("dirty") else ""),
-        "checkpoints": ", ".join(str(checkpoint.step) for checkpoint in checkpoints(model.folder)),
-    }
-    st.markdown("  \n".join(f"**{name}**: {plain(value)}" for name, value in facts.items() if value not in (None, "")))
-    for title, name, language in (("Recipe", "recipe.yaml", "yaml"), ("Model card", "README.md", "markdown")):
-        file = below_root(model.folder / name)
-        if file.exists():
-            with st.expander(title):
-                st.code(file.read_text(encoding="utf-8", errors="replace"), language=language)

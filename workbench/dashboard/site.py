@@ -195,6 +195,7 @@ NAMES = {
     "i": "image",
     "v": "VFM",
     "em": "the model",
+    "one": "the model",
     "data": "data set",
     "view": "the view",
 }

@@ -70,7 +70,7 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
             customdata=table[["low", "high", "n_images"]].assign(few=few),
         )
     x = list(range(len(categories)))
-    marker = {"symbol": "line-ew", "size": 18, "line": {"width": 2, "color": GRAY}}  # nine fit on a phone
+    marker = {"symbol": "line-ew", "size": 12, "line": {"width": 2, "color": GRAY}}  # nine fit on a phone
     figure.add_scatter(
         x=x,
         y=[chance[category] for category in categories],

@@ -14,6 +14,7 @@ from workbench.figures.template import GRAY, band, new_figure, plain_name, trans
 
 LINES = 6  # with more curves, a heat map is drawn
 NAME = 16  # letters of a name at the end of a curve
+GOLDEN = 0.618  # of the golden ratio: its multiples are spread evenly
 ZERO = {"color": GRAY, "dash": "dot", "width": 1.5}
 
 
@@ -56,7 +57,13 @@ def difference_dots(table: pd.DataFrame, *, x: str, names: tuple[str, str], last
 
 
 def named_curves(
-    curves: pd.DataFrame, *, x: str, y: str, marked: int | None = None, bands: bool = True, zero: bool = False
+    curves: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    marked: int | None = None,
+    front: Sequence[str] = (),
+    zero: bool = False,
 ) -> go.Figure:
     """Draw a line for each curve, with its interval as a band and its name at its end instead of a legend.
 
@@ -65,15 +72,21 @@ def named_curves(
             of the curves and adds the mean of every group as a thick one, with its name.
         x, y: titles of the axes.
         marked: a value of x with a vertical line, such as the chosen layer.
-        bands: whether to draw the intervals.
+        front: the curves that have colors, intervals and names if there are more than LINES; the others are thin gray
+            lines behind them. Without it, all have colors, and only the highest and lowest have names.
         zero: whether 0 means that there is no effect, which a dotted line then shows.
     """
     figure = new_figure(xaxis_title=x, yaxis_title=y, height=320, showlegend=False, hovermode="closest")
     grouped = "group" in curves
     names = list(dict.fromkeys(curves["name"]))
+    many = not grouped and len(names) > LINES
+    front = [name for name in names if name in front] if many else []
     for number, (name, part) in enumerate(curves.groupby("name", sort=False)):
         color, part = color_of(name, number), part.sort_values("at")
-        if bands and not grouped:
+        if front and name not in front:
+            _line(figure, part, str(name), GRAY, width=1, thin=True)
+            continue
+        if not grouped and (front or not many):
             band(figure, part["at"], part["low"], part["high"], translucent(color, 0.16), str(name))
         _line(figure, part, str(name), color, width=1 if grouped else 2.5, thin=grouped)
     drawn = curves
@@ -101,9 +114,55 @@ def named_curves(
         figure.add_vline(x=marked, line={"color": GRAY, "width": 1, "dash": "dash"})
     if len(names) > LINES:  # names of the highest and of the lowest; the others are named when pointed at
         last = drawn.sort_values("at").groupby("name")["score"].last().sort_values()
-        names = [*last.index[: LINES // 2], *last.index[-(LINES // 2) :]]
+        names = front or [*last.index[: LINES // 2], *last.index[-(LINES // 2) :]]
+    if front:  # above the gray lines
+        figure.data = sorted(figure.data, key=lambda trace: trace.legendgroup in front)
     _end_names(figure, drawn, names, chance=curves)
     return figure
+
+
+def image_dots(values: pd.DataFrame, *, x: str, chance: float | None = None) -> go.Figure:
+    """Draw the value of each image as a dot, a row for each model, with a line at the mean of the row.
+
+    Args:
+        values: columns name, image_id, value.
+        x: what the values are.
+        chance: the level of a dotted line, if there is one.
+    """
+    names = list(dict.fromkeys(values["name"]))
+    figure = new_figure(height=110 + 46 * len(names), hovermode="closest", showlegend=False)
+    for row, (name, part) in enumerate(values.groupby("name", sort=False)):
+        part = part.sort_values("value")
+        spread = (np.arange(len(part)) * GOLDEN) % 1 - 0.5  # neighbors are far from one another
+        color, label = color_of(name, row), plain_name(str(name))
+        figure.add_scatter(
+            x=part["value"],
+            y=row + 0.6 * spread,
+            mode="markers",
+            name=label,
+            marker={"color": translucent(color, 0.55), "size": 5},
+            text=[plain_name(str(image)) for image in part["image_id"]],
+            hovertemplate=f"{label}, %{{text}}: %{{x:.3f}}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=[part["value"].mean()],
+            y=[row],
+            mode="markers",
+            name=f"{label}, mean",
+            marker={"symbol": "line-ns", "size": 15, "line": {"width": 3, "color": color}},
+            hovertemplate=f"{label}, mean: %{{x:.3f}}<extra></extra>",
+        )
+    if chance is not None:
+        figure.add_vline(x=chance, line=ZERO)
+    ticks = [plain_name(name if len(name) <= NAME else f"{name[: NAME - 8]}…{name[-7:]}") for name in names]
+    figure.update_yaxes(
+        tickvals=list(range(len(names))),
+        ticktext=ticks,
+        range=[len(names) - 0.5, -0.5],
+        showgrid=False,
+        automargin=True,
+    )
+    return figure.update_xaxes(title=x).update_layout(margin={"l": 8, "t": 8})
 
 
 def _line(figure: go.Figure, part: pd.DataFrame, name: str, color: str, *, width: float, thin: bool = False) -> None:

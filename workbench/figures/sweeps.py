@@ -9,7 +9,7 @@ from pandas.api.types import is_numeric_dtype
 from plotly.subplots import make_subplots
 
 from workbench.figures.colors import color_of
-from workbench.figures.template import COLORS, DASHES, GRAY
+from workbench.figures.template import COLORS, DASHES, GRAY, plain_name
 from workbench.training_folder import BEST_ROW
 
 AXES = {"limit_train": "training images"}
@@ -129,7 +129,7 @@ def sweep_points(table: pd.DataFrame) -> go.Figure:
             variant `against`, a column `reference` marks them.
     """
     against = str(table["against"].iloc[0])
-    titles = ["accuracy, mean of seeds", f"difference to {against}, paired by seed"]
+    titles = ["accuracy,<br>mean of seeds", f"minus {plain_name(against)},<br>paired by seed"]  # narrow, for a phone
     figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.04)
     compared = table[table["difference"].notna()]
     chance = {"symbol": "line-ns", "size": 16, "line": {"width": 2, "color": GRAY}}
@@ -177,7 +177,7 @@ def sweep_points(table: pd.DataFrame) -> go.Figure:
     figure.add_vline(x=0, line={"color": GRAY, "dash": "dot", "width": 1.5}, row=1, col=2)
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
     figure.update_layout(
-        template="workbench", height=150 + 34 * len(table), hovermode="closest", margin={"l": 140, "t": 80}
+        template="workbench", height=166 + 34 * len(table), hovermode="closest", margin={"l": 8, "t": 96}
     )
     figure.update_layout(
         showlegend=True, legend={"y": 1.0, "yanchor": "top", "yref": "container", "x": 1, "xanchor": "right"}

@@ -16,7 +16,7 @@ import pandas as pd
 
 from workbench.errors import RunError, one_line
 from workbench.intervals import mean_intervals
-from workbench.overview.stored import StoredRun
+from workbench.overview.stored import TENSORS, StoredRun
 from workbench.training_folder import MEAN
 
 Asked = Literal["like", "readable", "used", "looked", "shaped"]
@@ -172,7 +172,7 @@ def _attention_units(measure: str) -> Callable[[StoredRun], pd.DataFrame]:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        file = run.folder / "tensors.safetensors"
+        file = run.folder / TENSORS
         try:
             values = load_file(file)["values"].astype(float)  # (sample, layer, head, measure)
             of_measure = values[..., run.record["measures"].index(measure)]

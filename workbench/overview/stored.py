@@ -13,13 +13,15 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import RunError, one_line
-from workbench.files import whole_parquet
+from workbench.files import whole_parquet, whole_safetensors
 from workbench.models import split_name
 from workbench.records import read_run_record
 from workbench.runs import RUN_FILE
 from workbench.training_folder import RECORD_FILE, read_table
 
 LEDGER = "claims"  # stored like an analysis, but of no model
+TENSORS = "tensors.safetensors"
+NEED_TENSORS = ("attention",)  # analyses whose measures are read from TENSORS, which their records do not list
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,9 @@ def _record(file: Path, changed: tuple[int, int]) -> Mapping[str, Any] | Broken 
     for name in record["tables"]:
         if not whole_parquet(file.parent / f"{name}.parquet"):
             return Broken(file.parent.name, f"{name}.parquet is missing or damaged: expected a table of this run")
+    tensors = file.parent / TENSORS
+    if (record["analysis"] in NEED_TENSORS or tensors.exists()) and not whole_safetensors(tensors):
+        return Broken(file.parent.name, f"{TENSORS} is missing or damaged: expected the tensors of this run")
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,9 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -23,6 +26,9 @@ from tests.conftest import ROOT
 from tests.workbench.overview.folders import cknna, train
 from workbench.dashboard import folders, shell
 from workbench.errors import RunError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 LIGHT = [name for name in shell.PAGES if name != "explorer"]  # pages that do not import torch
 
@@ -48,15 +54,20 @@ def share(right: float, count: int = 40) -> list[bool]:
     return [i < right * count for i in range(count)]
 
 
-@pytest.fixture
-def two(tmp_path: Path) -> Path:
+def two_models(root: Path) -> Path:
     """A finished baseline and VIRAL model with stored CKNNA."""
-    train(tmp_path, "baseline", right=share(0.5))
-    train(tmp_path, "viral", right=share(0.9), aligned=True, layer=[1])
+    train(root, "baseline", right=share(0.5))
+    train(root, "viral", right=share(0.9), aligned=True, layer=[1])
     noise = np.random.default_rng(0).normal(0, 0.01, 20)
     for name, shift in (("baseline", 0.0), ("viral", 0.1)):
-        cknna(tmp_path, name, {layer: 0.5 + shift * layer + noise for layer in range(3)})
-    return tmp_path
+        cknna(root, name, {layer: 0.5 + shift * layer + noise for layer in range(3)})
+    return root
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A runs folder that the test may change."""
+    return two_models(tmp_path)
 
 
 @pytest.mark.parametrize("name", shell.PAGES)
@@ -258,7 +269,6 @@ def test_a_table_that_is_no_sweep_is_one_line(two: Path, monkeypatch: pytest.Mon
     pd.DataFrame({"other": [1]}).to_parquet(two / "sweep-x.parquet")
     app = open_page("models", two, monkeypatch)
     assert "sweep-x cannot be read" in text_of(app)
-    assert app.selectbox(key="one") if len(app.selectbox) > 2 else app.segmented_control(key="one")
 
 
 @pytest.mark.parametrize("name", LIGHT)
@@ -342,6 +352,106 @@ def test_colors_do_not_depend_on_what_is_chosen(two: Path, monkeypatch: pytest.M
     train(two, "viral-s5", right=share(0.5), aligned=True, layer=[1], seed=5)
     after = read_site().colors
     assert (after["baseline"], after["viral"]) == (before["baseline"], before["viral"])
+
+
+CHANGES: dict[str, list[tuple[str, str, object]]] = {
+    "home": [("selectbox", "b", "viral"), ("multiselect", "m", ["baseline"])],
+    "models": [
+        ("text_input", "find", "vir"),
+        ("toggle", "group", True),
+        ("multiselect", "curves", ["accuracy, mean of types"]),
+    ],
+    "layers": [
+        ("select_slider", "l", "2"),
+        ("segmented_control", "shown", "Single images"),
+        ("toggle", "all-like", True),
+    ],
+    "examples": [
+        ("segmented_control", "outcome", "disagree"),
+        ("multiselect", "types", ["count"]),
+        ("text_input", "text", "1"),
+        ("selectbox", "sort", "CKNNA with a VFM"),
+        ("selectbox", "el", "2"),
+        ("toggle", "down", False),
+        ("toggle", "lasso", True),
+        ("button", "step-J", None),
+    ],
+    "evidence": [
+        ("segmented_control", "part", "runs"),
+        ("multiselect", "kind", ["cknna"]),
+        ("toggle", "only", True),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_copied_address_shows_the_same_page(name: str, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.dashboard.layers.every_figure", lambda *_: None)  # asks another process
+    app = open_page(name, two, monkeypatch)
+    before = content_of(app)
+    for kind, key, value in CHANGES[name]:
+        widget = getattr(app, kind)(key=key)
+        (widget.click() if kind == "button" else widget.set_value(value)).run()
+        assert not app.exception, app.exception
+    assert content_of(app) != before
+    copied = {key: app.query_params[key] for key in list(app.query_params)}
+    again = open_page(name, two, monkeypatch, **written_by_the_browser(name), **copied)
+    assert content_of(again) == content_of(app)
+    assert not again.warning
+
+
+BOUND = ("find", "group", "curves", "all-like", "types", "text", "el", "down", "lasso", "kind", "only")
+
+
+def written_by_the_browser(name: str) -> dict[str, str | list[str]]:
+    """What the address has of widgets that streamlit binds to it, which only the browser writes there (see below)."""
+    bound = {key: value for _, key, value in CHANGES[name] if key in BOUND}
+    return {key: value if isinstance(value, list) else str(value).lower() for key, value in bound.items()}
+
+
+def content_of(app: AppTest) -> list[object]:
+    """All that a page shows: its texts, tables, charts, and what is chosen in its widgets."""
+    charts = [element.proto.spec for element in app.get("plotly_chart")]
+    tables = [element.value.to_json() for element in app.dataframe]
+    kinds = ("selectbox", "multiselect", "select_slider", "segmented_control", "toggle", "text_input")
+    widgets = {f"{kind} {each.key}": each.value for kind in kinds for each in getattr(app, kind)}
+    return [text_of(app), tables, charts, widgets]
+
+
+def test_a_model_has_a_page_of_its_own(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = two / "viral" / "checkpoint-2"
+    step.mkdir()
+    (step / "trainer_state.json").write_text("{}")
+    (two / "viral" / "README.md").mkdir()  # not a file that can be read
+    app = open_page("models", two, monkeypatch, one="viral")
+    accuracy = pd.read_parquet(two / "viral" / "accuracy.parquet").set_index("category").loc["mean of types"]
+    assert app.title[0].value == "viral"
+    assert f"Accuracy {accuracy['accuracy']:.3f} [{accuracy['low']:.3f}, " in text_of(app)
+    assert "chance 0.250" in text_of(app)
+    assert "README.md cannot be read" in text_of(app)
+    kept, analyses = (element.value for element in app.dataframe)
+    log = pd.read_parquet(two / "viral" / "training.parquet").set_index("step")
+    assert kept["accuracy, validation"].tolist() == [log.loc[2, "accuracy/mean"]]
+    assert analyses["analysis"].tolist() == ["cknna"]
+    assert any("scarce_viral" in code.value or "alignment:" in code.value for code in app.code)
+    gone = open_page("models", two, monkeypatch, one="away")
+    assert "The link names the model away, which is not in this folder" in text_of(gone)
+    assert len(gone.dataframe[0].value) == 2
+
+
+def test_layers_shows_single_images(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("layers", two, monkeypatch, l="2", shown="Single images")
+    stored = pd.concat(
+        pd.read_parquet(folder / "per_image.parquet").assign(
+            model=json.loads((folder / "run.json").read_text())["label"]
+        )
+        for folder in two.glob("cknna-*")
+    )
+    at = stored[stored["layer"] == 2].pivot(index="image_id", columns="model", values="score")
+    higher = int((at["viral"] > at["baseline"]).sum())
+    assert f"viral is higher on {higher} of {len(at)} images" in text_of(app)
+    figure = json.loads(app.get("plotly_chart")[1].proto.spec)
+    assert {trace["name"] for trace in figure["data"]} == {"baseline", "baseline, mean", "viral", "viral, mean"}
 
 
 def test_paths_outside_the_runs_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,96 +552,160 @@ CHROMIUM = [
 ]
 
 
-@pytest.mark.browser
-def test_a_click_on_the_strip_marks_its_layer_and_j_goes_to_the_next_question(two: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
+@dataclass
+class Shown:
+    """A dashboard of two models that tests share, and a browser; nobody changes its folder."""
+
+    root: Path
+    address: str
+    browser: Browser
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    from playwright.sync_api import sync_playwright
 
     chromium = chromium_or_skip()
-    with serve(two) as address, sync_playwright() as playwright:
+    root = two_models(tmp_path_factory.mktemp("shown"))
+    with serve(root) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        page = browser.new_page(viewport={"width": 1440, "height": 1000})
-        page.goto(f"{address}/layers")
-        cell = page.locator("[data-testid=stPlotlyChart]").first.locator(".scatterlayer .point").last
-        cell.wait_for(state="attached", timeout=60_000)
-        page.wait_for_timeout(1000)
-        box = cell.bounding_box()
-        assert box
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.wait_for_timeout(300)
-        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        expect(page.get_by_text(re.compile("Layer 2: baseline"))).to_be_visible(timeout=30_000)
-        page.goto(f"{address}/examples")
-        expect(page.get_by_text("1 of 40")).to_be_visible(timeout=60_000)
-        page.wait_for_function("document.querySelector('[data-test-script-state=notRunning]')", timeout=60_000)
-        page.wait_for_timeout(1000)
-        page.keyboard.press("j")
-        expect(page.get_by_text("2 of 40")).to_be_visible(timeout=30_000)
-        page.keyboard.press("k")
-        expect(page.get_by_text("1 of 40")).to_be_visible(timeout=30_000)
+        yield Shown(root, address, browser)
         browser.close()
 
 
+@pytest.fixture
+def page(shown: Shown) -> Iterator[Page]:
+    """A window with a memory of its own."""
+    context = shown.browser.new_context(viewport={"width": 1440, "height": 1000})
+    yield context.new_page()
+    context.close()
+
+
+def wait_until_drawn(page: Page) -> None:
+    page.wait_for_selector("h1", timeout=60_000)
+    page.wait_for_function("document.querySelector('[data-test-script-state=notRunning]')", timeout=60_000)
+
+
 @pytest.mark.browser
-def test_in_a_real_browser(two: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "change", "written"),
+    [
+        ("models", lambda page: page.get_by_label("Find a model").fill("vir"), "find=vir"),
+        ("layers", lambda page: page.get_by_text("Single images").click(), "shown=Single"),
+        ("examples", lambda page: page.get_by_label("Words in question or answer").fill("1"), "text=1"),
+        ("evidence?part=runs", lambda page: page.get_by_text("Only of the chosen models").click(), "only=true"),
+    ],
+)
+def test_a_copied_address_shows_the_same_page_in_another_browser(
+    path: str, change: Callable[[Page], None], written: str, shown: Shown, page: Page
+) -> None:
+    page.goto(f"{shown.address}/{path}")
+    wait_until_drawn(page)
+    change(page)
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(written), timeout=30_000)
+    context = shown.browser.new_context(viewport={"width": 1440, "height": 1000})
+    elsewhere = context.new_page()
+    elsewhere.goto(page.url)
+    wait_until_drawn(elsewhere)
+    deadline = time.monotonic() + 30
+    while words_of(elsewhere) != words_of(page) and time.monotonic() < deadline:
+        page.wait_for_timeout(200)
+    assert words_of(elsewhere) == words_of(page)
+    context.close()
+
+
+def words_of(page: Page) -> list[object]:
+    """The words that a window shows, and what its widgets hold."""
+    main = page.locator("[data-testid=stMain]")
+    held = main.evaluate("main => [...main.querySelectorAll('input')].map(input => [input.value, input.checked])")
+    return [*main.inner_text().split(), *held]
+
+
+@pytest.mark.browser
+def test_a_click_on_the_strip_marks_its_layer_and_j_goes_to_the_next_question(shown: Shown, page: Page) -> None:
+    from playwright.sync_api import expect
+
+    address = shown.address
+    page.goto(f"{address}/layers")
+    cell = page.locator("[data-testid=stPlotlyChart]").first.locator(".scatterlayer .point").last
+    cell.wait_for(state="attached", timeout=60_000)
+    page.wait_for_timeout(1000)
+    box = cell.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_timeout(300)
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    expect(page.get_by_text(re.compile("Layer 2: baseline"))).to_be_visible(timeout=30_000)
+    page.goto(f"{address}/examples")
+    expect(page.get_by_text("1 of 40")).to_be_visible(timeout=60_000)
+    page.wait_for_function("document.querySelector('[data-test-script-state=notRunning]')", timeout=60_000)
+    page.wait_for_timeout(1000)
+    page.keyboard.press("j")
+    expect(page.get_by_text("2 of 40")).to_be_visible(timeout=30_000)
+    page.keyboard.press("k")
+    expect(page.get_by_text("1 of 40")).to_be_visible(timeout=30_000)
+
+
+@pytest.mark.browser
+def test_in_a_real_browser(shown: Shown, page: Page) -> None:
     """From Home to Layers with the models kept; move the layer; a copied address shows the same page elsewhere."""
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
-    chromium = chromium_or_skip()
-    with serve(two) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        page = browser.new_page(viewport={"width": 1440, "height": 1000})
-        errors: list[str] = []
-        asked: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"{address}/?b=viral&m=baseline")
-        expect(page.get_by_role("heading", name="Does aligning visual tokens")).to_be_visible(timeout=60_000)
-        expect(page.get_by_text("90.0 → 50.0")).to_be_visible(timeout=60_000)
-        page.get_by_role("link", name="Layers").first.click()
-        expect(page.get_by_role("heading", name="Where in the network do they differ?")).to_be_visible(timeout=60_000)
-        page.wait_for_url(re.compile("b=viral.*m=baseline"), timeout=30_000)
-        slider = page.get_by_role("slider").first
-        slider.focus()
-        slider.press("ArrowRight")
-        page.wait_for_url(re.compile("l=2"), timeout=30_000)
-        expect(page.get_by_text(re.compile("Layer 2: viral"))).to_be_visible(timeout=30_000)
-        elsewhere = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
-        elsewhere.goto(page.url)
-        expect(elsewhere.get_by_text(re.compile("Layer 2: viral"))).to_be_visible(timeout=60_000)
-        for shown in (page, elsewhere):
-            assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-            assert shown.locator("[data-testid=stException]").count() == 0
-        assert page.locator("[data-testid=stAlert]").count() == 0
-        assert not errors
-        assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
-        browser.close()
+    address = shown.address
+    errors: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{address}/?b=viral&m=baseline")
+    expect(page.get_by_role("heading", name="Does aligning visual tokens")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("90.0 → 50.0")).to_be_visible(timeout=60_000)
+    page.get_by_role("link", name="Layers").first.click()
+    expect(page.get_by_role("heading", name="Where in the network do they differ?")).to_be_visible(timeout=60_000)
+    page.wait_for_url(re.compile("b=viral.*m=baseline"), timeout=30_000)
+    slider = page.get_by_role("slider").first
+    slider.focus()
+    slider.press("ArrowRight")
+    page.wait_for_url(re.compile("l=2"), timeout=30_000)
+    expect(page.get_by_text(re.compile("Layer 2: viral"))).to_be_visible(timeout=30_000)
+    elsewhere = shown.browser.new_context(viewport={"width": 390, "height": 800}).new_page()
+    elsewhere.goto(page.url)
+    expect(elsewhere.get_by_text(re.compile("Layer 2: viral"))).to_be_visible(timeout=60_000)
+    for window in (page, elsewhere):
+        assert window.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert window.locator("[data-testid=stException]").count() == 0
+    assert page.locator("[data-testid=stAlert]").count() == 0
+    assert not errors
+    assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
 
 
 @pytest.mark.browser
-def test_a_chart_is_downloaded_in_every_form(two: Path, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
+def test_a_chart_is_downloaded_in_every_form(shown: Shown, page: Page, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
 
-    chromium = chromium_or_skip()
-    with serve(two) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        page = browser.new_page(viewport={"width": 1440, "height": 1000})
-        page.goto(f"{address}/layers")
-        page.locator(".st-key-save-score-cknna button").first.click(timeout=60_000)
-        dialog = page.get_by_role("dialog")
-        expect(dialog.get_by_text("one training each (baseline seed 0, viral seed 0)")).to_be_visible(timeout=60_000)
-        dialog.get_by_text("Both columns").click()
-        expect(dialog.get_by_text("'width': 648")).to_be_visible(timeout=60_000)
-        saved = {}
-        for name in ("SVG", "PDF", "PNG", "CSV", "LaTeX table", "Caption", "Python"):
-            with page.expect_download(timeout=60_000) as download:
-                dialog.get_by_role("button", name=name, exact=True).click()
-            saved[name] = Path(download.value.path()).read_bytes()
-            assert download.value.suggested_filename.startswith("cknna-with-dinov2-small-by-layer.")
-        browser.close()
+    address = shown.address
+    page.goto(f"{address}/layers")
+    page.locator(".st-key-save-score-cknna button").first.click(timeout=60_000)
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_text("one training each (baseline seed 0, viral seed 0)")).to_be_visible(timeout=60_000)
+    dialog.get_by_text("Both columns").click()
+    expect(dialog.get_by_text("'width': 648")).to_be_visible(timeout=60_000)
+    saved = {}
+    for name in ("SVG", "PDF", "PNG", "CSV", "LaTeX table", "Caption", "Python"):
+        with page.expect_download(timeout=60_000) as download:
+            dialog.get_by_role("button", name=name, exact=True).click()
+        saved[name] = Path(download.value.path()).read_bytes()
+        assert download.value.suggested_filename.startswith("cknna-with-dinov2-small-by-layer.")
+    page.goto(f"{address}/evidence?part=report&b=viral&m=baseline")
+    with page.expect_download(timeout=60_000) as download:
+        page.get_by_role("button", name="Report of this choice").click(timeout=60_000)
+    report = Path(download.value.path()).read_bytes()
+    assert b"</html>" in report
+    assert f"{address}/?b=viral&amp;m=baseline" in report.decode()
     assert b'width="648"' in saved["SVG"][:300]
     assert saved["PDF"].startswith(b"%PDF")
     assert saved["PNG"].startswith(b"\x89PNG")
-    stored = pd.concat([pd.read_parquet(file) for file in two.glob("cknna-*/scores.parquet")])
+    stored = pd.concat([pd.read_parquet(file) for file in shown.root.glob("cknna-*/scores.parquet")])
     csv = tmp_path / "points.csv"
     csv.write_bytes(saved["CSV"])
     points = pd.read_csv(csv)

@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,6 +15,7 @@ from workbench.figures import (
     clickable,
     colored,
     difference_dots,
+    image_dots,
     layer_curves_named,
     layer_strip,
     model_colors,
@@ -74,6 +76,35 @@ def test_many_models_become_a_heat_map_with_every_value() -> None:
     thick = [trace for trace in layer_curves_named(grouped, y="score").data if trace.line.width == 3]
     assert [trace.name for trace in thick] == ["x", "y"]
     assert thick[0].y.tolist() == pytest.approx([0.05, 1.05, 2.05])
+
+
+def test_beyond_six_curves_those_in_front_have_colors_and_names() -> None:
+    shown = named_curves(curves(LINES + 2), x="step", y="score", front=["m1", "m3"])
+    lines = [trace for trace in shown.data if trace.fill != "toself"]
+    colors = {trace.name: trace.line.color for trace in lines}
+    gray = {color for name, color in colors.items() if name not in ("m1", "m3")}
+    assert len(gray) == 1
+    assert gray.isdisjoint({colors["m1"], colors["m3"]})
+    assert {trace.name for trace in lines[-2:]} == {"m1", "m3"}  # drawn above the others
+    assert sum(trace.fill == "toself" for trace in shown.data) == 2
+    assert len(shown.layout.annotations) == 2
+    assert all(f"m{i}: " in str(trace.hovertemplate) for i, trace in enumerate(sorted(lines, key=lambda t: t.name)))
+    few = named_curves(curves(LINES), x="step", y="score", front=["m1"])
+    assert len(few.layout.annotations) == LINES
+
+
+def test_each_image_is_a_dot_in_the_row_of_its_model() -> None:
+    values = pd.DataFrame({"name": ["a"] * 50 + ["b"] * 50, "image_id": [f"i{n % 50}" for n in range(100)]})
+    values["value"] = [0.01 * n for n in range(100)]
+    drawn = image_dots(values, x="score", chance=0.2)
+    dots = [trace for trace in drawn.data if len(trace.x) > 1]
+    assert [sorted(trace.x) for trace in dots] == [values["value"][:50].tolist(), values["value"][50:].tolist()]
+    for row, trace in enumerate(dots):
+        assert np.abs(trace.y - row).max() < 0.31
+        assert trace.y.std() > 0.1  # spread, so that equal values can be told apart
+    means = [trace.x[0] for trace in drawn.data if len(trace.x) == 1]
+    assert means == pytest.approx([0.245, 0.745])
+    assert drawn.layout.shapes[0].x0 == 0.2
 
 
 def test_markup_in_a_name_is_text() -> None:

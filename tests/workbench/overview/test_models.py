@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from tests.workbench.overview.folders import cknna, train
 from workbench.overview.differences import pairs_of
@@ -54,6 +56,19 @@ def test_a_cut_file_makes_a_damaged_model_that_says_which(tmp_path: Path, file: 
     assert model.state == "damaged"
     assert model.why.startswith(f"{file} is damaged")
     assert str(tmp_path) not in model.why
+
+
+def test_a_run_whose_tensors_are_gone_or_cut_is_broken(tmp_path: Path) -> None:
+    folder = cknna(tmp_path, "viral", {0: [0.1, 0.2]})
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"analysis": "attention"}))
+    why = "tensors.safetensors is missing or damaged: expected the tensors of this run"
+    assert [each.why for each in read_stored(tmp_path).broken] == [why]
+    content = save({"values": np.zeros((2, 3)), "more": np.ones(4)})
+    for end, broken in ((len(content), []), (len(content) - 1, [why]), (20, [why]), (4, [why])):
+        (folder / "tensors.safetensors").unlink(missing_ok=True)
+        (folder / "tensors.safetensors").write_bytes(content[:end])
+        assert [each.why for each in read_stored(tmp_path).broken] == broken, end
 
 
 def test_runs_belong_to_their_folder_wherever_it_was_and_broken_ones_have_reasons(tmp_path: Path) -> None:
