@@ -3,7 +3,6 @@ results."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from packaging.utils import canonicalize_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-from benchmarks.gpu import harness, right_training
+from benchmarks.gpu import harness
 from benchmarks.gpu.cost_step import CACHED, Model
 from benchmarks.gpu.harness import PARTS, Bench, Part, apart, append, chosen, read_results, run_parts
 from benchmarks.gpu.report import report
@@ -218,26 +217,6 @@ def test_an_error_in_a_process_apart_is_the_callers() -> None:
     with pytest.raises(RunError, match="ended without a result"):
         apart(os._exit, 1)
     assert apart(lambda: os.environ["CUDA_VISIBLE_DEVICES"], cuda=False) == ""
-
-
-@pytest.mark.slow
-def test_trainings_are_compared_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is cut and goes on is the whole one to the bit; cached features give the losses of computed ones."""
-    monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
-    made = right_training.recipes(tmp_path)
-    cached, computed = made["VIRAL, VFM cached"], made["VIRAL, VFM at every step"]
-    whole, every = (
-        right_training.trained(replace(own, output_dir=tmp_path / name))
-        for name, own in (("whole", cached), ("every", computed))
-    )
-    right_training.trained(replace(cached, output_dir=tmp_path / "cut"), stop=right_training.CUT)
-    assert not (tmp_path / "cut" / f"checkpoint-{right_training.STEPS}").exists()
-    resumed = right_training.trained(replace(cached, output_dir=tmp_path / "cut"), resume=True)
-    assert len(whole["losses"]) == right_training.STEPS
-    assert whole == resumed
-    for one, other in zip(whole["losses"], every["losses"], strict=True):
-        assert {name: pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in one.items()} == other
-    json.dumps(whole)
 
 
 def test_the_published_page_is_that_of_the_published_results() -> None:
