@@ -1,26 +1,38 @@
 """Take screenshots of the dashboard's pages; the README shows `home-desktop-light.png`.
 
-    python docs/screenshots.py --runs runs --out docs/images --pages home --themes light --widths desktop --first
+    python docs/screenshots.py --runs runs --out /tmp/pages
+    python docs/screenshots.py --runs runs --scenes stored --pages home --themes light --widths desktop --first
 
-Needs chromium (`make browser`) and a folder with finished runs (`make demo HEADLESS=1`).
+Every page is drawn at both widths and in both themes, and in five scenes: the folder as it is (stored), with twelve
+models whose numbers are those of its two (many), with none (empty), while the demo trains (running), and with damaged
+files (damaged). Needs chromium (`make browser`) and a folder with finished runs (`make demo HEADLESS=1`).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+import pandas as pd
+import yaml
+from playwright.sync_api import Browser, Page, sync_playwright
 
 PAGES = {"home": "", "models": "models", "layers": "layers", "examples": "examples", "explorer": "explorer"}
+PAGES |= {"model": "models?one=viral"}
 PAGES |= {f"evidence-{part}": f"evidence?part={part}" for part in ("claims", "runs", "new", "report")}
+SCENES = ("stored", "many", "empty", "running", "damaged")
+FIRST, SECOND = "baseline", "viral"  # the models of the demo
+WEIGHTS = ("*.pt", "*.pth", "model*.safetensors", "alignment_head.safetensors", "report.html", "sweep-*.html")
 WIDTHS = {"desktop": 1440, "phone": 390}  # in pixels
 HEIGHT = 900  # of the first screen
 TALLEST = 8000
@@ -33,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of runs that is shown")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="the folder for the PNG files")
+    parser.add_argument("--scenes", nargs="+", choices=SCENES, default=list(SCENES), help="all scenes by default")
     parser.add_argument("--pages", nargs="+", choices=PAGES, default=list(PAGES), help="all pages by default")
     parser.add_argument("--themes", nargs="+", choices=("light", "dark"), default=["light", "dark"])
     parser.add_argument("--widths", nargs="+", choices=WIDTHS, default=list(WIDTHS), help="both by default")
@@ -40,21 +53,102 @@ def main() -> None:
     parser.add_argument("--first", action="store_true", help="the first screen alone, not the whole page")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    with dashboard(options.runs) as address, sync_playwright() as playwright:
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
-        for theme in options.themes:
-            for width in options.widths:
-                page = browser.new_page(color_scheme=theme, device_scale_factor=1)
-                for name in options.pages:
-                    path, _, query = PAGES[name].partition("?")
-                    page.set_viewport_size({"width": WIDTHS[width], "height": HEIGHT})
-                    page.goto(f"{address}/{path}?{'&'.join(filter(None, (query, options.query)))}")
-                    _wait_until_drawn(page)
-                    if not options.first:
-                        _fit(page, WIDTHS[width])
-                    page.screenshot(path=options.out / f"{name}-{width}-{theme}.png")
-                page.close()
+        for scene in options.scenes:
+            root = options.runs if scene == "stored" else staged(scene, options.runs, Path(folder) / scene)
+            with dashboard(root) as address:
+                _take(browser, address, options, scene)
         browser.close()
+
+
+def _take(browser: Browser, address: str, options: argparse.Namespace, scene: str) -> None:
+    prefix = "" if scene == "stored" else f"{scene}-"
+    for theme in options.themes:
+        for width in options.widths:
+            page = browser.new_page(color_scheme=theme, device_scale_factor=1)
+            for name in options.pages:
+                if name == "explorer" and scene != "stored":
+                    continue  # there are no weights in the other scenes
+                path, _, query = PAGES[name].partition("?")
+                page.set_viewport_size({"width": WIDTHS[width], "height": HEIGHT})
+                page.goto(f"{address}/{path}?{'&'.join(filter(None, (query, options.query)))}")
+                _wait_until_drawn(page)
+                if not options.first:
+                    _fit(page, WIDTHS[width])
+                page.screenshot(path=options.out / f"{prefix}{name}-{width}-{theme}.png")
+            page.close()
+
+
+# --- scenes ---------------------------------------------------------------------------------------
+
+
+def staged(scene: str, runs: Path, root: Path) -> Path:
+    """Return a copy of a demo's runs folder, without weights, in the state of a scene."""
+    if scene == "empty":
+        root.mkdir()
+        return root
+    shutil.copytree(runs, root, ignore=shutil.ignore_patterns(*WEIGHTS))
+    {"many": _many, "running": _running, "damaged": _damaged}[scene](root)
+    return root
+
+
+def _many(root: Path) -> None:
+    """Add copies of both models with other seeds, and of the second with other weights: twelve models in all."""
+    for seed in (1, 2, 3):
+        for name in (FIRST, SECOND):
+            _copy(root, name, f"{name}-s{seed}", seed=seed)
+    for weight in (0.1, 0.2, 1.0, 2.0):
+        _copy(root, SECOND, f"{SECOND}_w{weight}", weight=weight)
+
+
+def _copy(root: Path, name: str, new: str, *, seed: int | None = None, weight: float | None = None) -> None:
+    """Copy a training and its stored analyses, with another seed or weight in the recipe."""
+    shutil.copytree(root / name, root / new)
+    file = root / new / "training.json"
+    record = json.loads(file.read_text())
+    if seed is not None:
+        record["recipe"]["seed"] = seed
+    if weight is not None:
+        record["recipe"]["alignment"]["weight"] = weight
+    file.write_text(json.dumps(record))
+    (root / new / "recipe.yaml").write_text(yaml.safe_dump(record["recipe"]))
+    for run in list(root.glob("*/run.json")):
+        stored = json.loads(run.read_text())
+        if stored.get("label") == name:
+            folder = shutil.copytree(run.parent, root / f"{run.parent.name}-{new}")
+            (folder / "run.json").write_text(json.dumps(stored | {"label": new, "model": new}))
+
+
+def _running(root: Path) -> None:
+    """Let the second model be halfway through its training, and the demo be running."""
+    for name in ("training.json", "evaluation.parquet", "accuracy.parquet"):
+        (root / SECOND / name).unlink()
+    file = root / SECOND / "training.parquet"
+    log = pd.read_parquet(file)
+    log[log["step"] <= log["step"].max() / 2].to_parquet(file)
+    for run in root.glob("*/run.json"):
+        shutil.rmtree(run.parent)
+    for sweep in root.glob("sweep-*"):
+        sweep.unlink()
+    progress = json.loads((root / "demo.json").read_text())
+    for number, stage in enumerate(progress["stages"]):
+        stage["state"] = ("done", "running")[number] if number < 2 else "waiting"
+    (root / "demo.json").write_text(json.dumps(progress | {"process": os.getpid()}))
+
+
+def _damaged(root: Path) -> None:
+    """Cut a file of each kind, of copies of the second model and of its stored analyses."""
+    for name in ("training.json", "training.parquet", "evaluation.parquet", "accuracy.parquet"):
+        file = shutil.copytree(root / SECOND, root / f"cut-{Path(name).stem}-{Path(name).suffix[1:]}") / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    runs = sorted(root.glob("cknna-*")) + sorted(root.glob("attention-*"))
+    for folder, name in ((runs[0], "run.json"), (runs[1], "scores.parquet"), (runs[-1], "tensors.safetensors")):
+        (folder / name).write_bytes((folder / name).read_bytes()[:100])
+    (root / "sweep-cut.parquet").write_bytes(next(root.glob("sweep-*.parquet")).read_bytes()[:1000])
+
+
+# --- pages ----------------------------------------------------------------------------------------
 
 
 def _fit(page: Page, width: int) -> None:

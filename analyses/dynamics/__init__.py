@@ -113,9 +113,7 @@ def run(config: Config, context: Context) -> Result:
             "benchmarks": [benchmark.record for benchmark in benchmarks],
         }
         | (asked[0].record if asked else {}),
-        left_out=[
-            sentence for asking in (*asked, *(b.asking for b in benchmarks)) for sentence in asking.left_out
-        ],
+        left_out=[sentence for asking in (*asked, *(b.asking for b in benchmarks)) for sentence in asking.left_out],
     )
 
 

@@ -33,6 +33,7 @@ from workbench.yaml_config import as_mapping, config_fields
 RECIPES = sorted((ROOT / "trainer" / "recipes").glob("*.yaml"))
 HUB = {"vision_encoder": "openai/clip", "language": "lmsys/vicuna"}
 
+
 def test_null_on_the_command_line_is_that_of_yaml() -> None:
     for words in (["--keep_checkpoints", "null"], ["--keep_checkpoints=null"], ["--keep-checkpoints", "None"]):
         assert parse(Recipe, words, prog="trainer").keep_checkpoints is None

@@ -11,10 +11,12 @@ import streamlit as st
 from workbench.dashboard.glossary import glossary_popover
 from workbench.dashboard.site import Site, choose_models, complaints, plain, read_site
 from workbench.errors import WorkbenchError
-from workbench.figures import colored
+from workbench.figures import COLORS, colored
 
 # each is a module with `page(site)`, imported when it is opened, and its title
 PAGES = {name: name.capitalize() for name in ("home", "models", "layers", "examples", "explorer", "evidence")}
+QUIET = 75  # % of the text's color in captions and in the texts of charts
+BUTTON = COLORS[0]  # behind the white text of buttons and tags, in both themes
 STYLE = """<style>
 [data-testid=stMainBlockContainer] {padding: 4.2rem 2rem 3rem; max-width: 1500px}
 h1 {font-size: 1.75rem !important; padding-bottom: .7rem !important}
@@ -22,20 +24,20 @@ h2 {font-size: 1.3rem !important; padding: .1rem 0 .3rem !important}
 h3 {font-size: 1.08rem !important; padding: .5rem 0 .5rem !important}
 [data-testid=stVerticalBlock] {gap: .7rem}
 [data-testid=stCaptionContainer], kbd {
-  opacity: 1 !important; color: color-mix(in srgb, currentColor 75%, transparent) !important
+  opacity: 1 !important; color: color-mix(in srgb, currentColor $quiet%, transparent) !important
 }
 [data-testid=stCaptionContainer] p {color: inherit !important}
 [data-testid=stPaginationEllipsis], [data-testid=stCode] .token {color: inherit !important}
 [data-testid=stPlotlyChart] :is(.xtick, .ytick, [class*=title], .annotation-text-g, .legend, .colorbar) text {
-  fill: color-mix(in srgb, currentColor 75%, transparent) !important
+  fill: color-mix(in srgb, currentColor $quiet%, transparent) !important
 }
-[data-testid=stBaseButton-primary]:not(:disabled), [data-tag], [data-tag] > * {background: #0072b2 !important}
+[data-testid=stBaseButton-primary]:not(:disabled), [data-tag], [data-tag] > * {background: $button !important}
 :has(> .st-key-paste-place) {position: absolute !important}
 @media (max-width: 640px) {
   [data-testid=stMainBlockContainer] {padding: 3.6rem .8rem 2rem}
   h1 {font-size: 1.35rem !important}
 }
-</style>"""
+</style>""".replace("$quiet", str(QUIET)).replace("$button", BUTTON)
 
 
 def show(first: str = "home") -> None:

@@ -8,7 +8,7 @@ import plotly.io as pio
 from plotly.offline import get_plotlyjs
 
 # color-blind-safe colors (Okabe and Ito), darkened where necessary to be readable on white and on black
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8860b", "#cc79a7", "#56a0d3")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8860b", "#cc79a7", "#4898cf")
 DASHES = ("solid", "dash", "dot", "dashdot")
 GRAY = "#8a8f98"
 EXPORT = {"showSendToCloud": False, "displaylogo": False, "toImageButtonOptions": {"format": "svg"}}
