@@ -12,8 +12,9 @@ import streamlit as st
 from PIL import Image
 
 from workbench.dashboard.site import Site, choice, complain, plain, write_address
+from workbench.dashboard.strip import strip
 from workbench.dashboard.thumbnails import dataset
-from workbench.data import DATASETS, Sample
+from workbench.data import DATASETS, Object, Sample
 from workbench.data.easy_vqa import SOURCE as EASY_VQA
 from workbench.data.folder import QUESTION
 from workbench.data.images import embedded, image_hash, image_size, look_at, read_image, shown
@@ -23,6 +24,7 @@ from workbench.data.specs import path_of
 from workbench.errors import DataError, WorkbenchError
 
 BROWSED = 100  # images to browse, unless the address names another one
+OTHERS = 30  # images with whose objects a map is compared
 MEGABYTES, MEGAPIXELS = 20, 40  # of an image of the user's own, at most
 OWN_IMAGE, OWN_QUESTION = "upload:", "text:"  # how the address names what is not of a data set
 FILES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff")
@@ -52,12 +54,16 @@ class Asked:
         image: upright and in RGB.
         pixels: `image_hash` of it.
         stored: whether the question is one of a data set, so that models may have stored an answer to it.
+        data: the data set, "" for an image of the user's own.
+        others: objects of other images of it.
     """
 
     sample: Sample
     image: Image.Image
     pixels: bytes
     stored: bool
+    data: str = ""
+    others: tuple[Object, ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -78,23 +84,29 @@ def choose(site: Site, keys: list[str]) -> Asked:
     left, middle, right = st.columns([3, 3, 2], vertical_alignment="bottom")
     with right:
         own = _own_image()
+    spec: str = ""
+    others: tuple[Object, ...] = ()
     if own is not None:
         image = own.image
         left.text_input("Image", own.name, disabled=True)
         scene = [Sample(own.image_id, own.image_id, lambda: image)]
         write_address("i", [own.image_id])
     else:
-        scene = _scene(site, keys, left, middle)
+        spec, scene, others = _scene(site, keys, left, middle)
         image = scene[0].image
     sample, stored = _question(scene, own=own is not None)
-    return Asked(sample, image, image_hash(image), stored)
+    return Asked(sample, image, image_hash(image), stored, spec, others)
 
 
 # --- images of a data set -------------------------------------------------------------------------
 
 
-def _scene(site: Site, keys: list[str], left: Any, right: Any) -> list[Sample]:
-    """Draw the choice of a data set and of one of its images; return the questions about it."""
+def _scene(site: Site, keys: list[str], left: Any, right: Any) -> tuple[str, list[Sample], tuple[Object, ...]]:
+    """Draw the choice of a data set and of one of its images.
+
+    Returns:
+        The data set, the questions about the image, and objects of other images.
+    """
     listed = _listed(site, keys)
     with left:
         spec = _spec(site, listed)
@@ -117,7 +129,9 @@ def _scene(site: Site, keys: list[str], left: Any, right: Any) -> list[Sample]:
         image = choice("i", names, names[0], "Image", listed=True)
         st.button("←", key="previous", help="Previous image", on_click=_step, args=(names, image, -1))
         st.button("→", key="next", help="Next image", on_click=_step, args=(names, image, 1))
-    return list(scenes[image])
+    strip(spec, scenes, image, "i")
+    beside = [scene[0] for name, scene in scenes.items() if name != image][:OTHERS]
+    return spec, list(scenes[image]), tuple(item for sample in beside for item in sample.objects)
 
 
 def _step(names: list[str], image: str, by: int) -> None:

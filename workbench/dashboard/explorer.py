@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import streamlit as st
 
-from workbench import figures, runs
+from workbench import runs
 from workbench.analysis.discover import load_analysis
+from workbench.analysis.exported import caption_of
 from workbench.dashboard import again, asking, engine, tokens_views, viewer
 from workbench.dashboard.asking import Asked
+from workbench.dashboard.beside import ranked_heads, spread_of
 from workbench.dashboard.engine import Engine
+from workbench.dashboard.papers import chart, save_button, seeds_of
 from workbench.dashboard.site import Site, cached, choice, choices, plain
+from workbench.dashboard.viewer_figure import Shown, Vfm, view_figure, what_is_shown
 from workbench.data import named_objects
 from workbench.errors import WorkbenchError
+from workbench.figures import plain_name
+from workbench.figures.caption import Caption
 from workbench.looking import Alignment, Look, aligned_with, vfm_patches
 from workbench.overview.answers import read_answers
 from workbench.runs import Run
@@ -50,7 +57,7 @@ def page(site: Site) -> None:
     if view in DRAWN:
         _figures(STORED[view], DRAWN[view], compared)
     else:
-        {"maps": tokens_views.maps, "umap": tokens_views.umap}[view](compared)
+        {"maps": tokens_views.maps, "umap": tokens_views.umap}[view](site, compared)
 
 
 @cached
@@ -65,7 +72,7 @@ def _figures(analysis: str, titles: tuple[str, ...], compared: Mapping[str, Run]
     for title, figure in load_analysis(analysis).figures(compared).items():
         if title.startswith(titles):
             st.subheader(plain(title))
-            st.plotly_chart(figure, width="stretch", config=figures.EXPORT, key=title)
+            chart(figure, title, caption_of(plain_name(title), figure, compared))
 
 
 # --- one image and question -----------------------------------------------------------------------
@@ -90,14 +97,23 @@ def _look(site: Site) -> None:
     asked = asking.choose(site, keys)
     answers = st.container(horizontal=True)
     ready: dict[str, tuple[Engine, Look]] = {}
+    loaded: set[str] = st.session_state.setdefault("loaded", set())
     for key in keys:
+        stored = st.empty()
         try:
+            if key not in loaded:  # it takes seconds to load; what its training stored is here at once
+                with stored.container():
+                    _stored_answer(site, key, asked)
             with st.spinner(f"Asking {key}"):
                 model = engine.engine_of(site, key)
                 ready[key] = model, engine.seen_by(model, asked.image, asked.pixels, asked.sample)
+            loaded.add(key)
+            stored.empty()
         except WorkbenchError as error:
-            st.warning(f"{plain(key)} cannot be asked: {plain(error)}")
-            _stored_answer(site, key, asked)
+            loaded.discard(key)
+            with stored.container():
+                st.warning(f"{plain(key)} cannot be asked: {plain(error)}")
+                _stored_answer(site, key, asked)
     if not ready:
         return
     with answers:
@@ -195,13 +211,49 @@ def _inside(site: Site, ready: Mapping[str, tuple[Engine, Look]], asked: Asked, 
     seen = {name: one for name, (_, one) in ready.items()}
     now = _current(start | chosen, seen, layer)
     models = tuple((name, model.mllm.fingerprint, site.colors.get(name, "")) for name, (model, _) in ready.items())
-    data = _data(models, asked.pixels, asked.key, vfm, _parts(now, seen), layer, seen, asked)
+    data = dict(_data(models, asked.pixels, asked.key, vfm, _parts(now, seen), layer, seen, asked))
+    data["panels"] = [panel | _beside(site, panel, vfm) for panel in data["panels"]]
     result = viewer.viewer({**data, "start": start}, VIEWER)
     state = {name: str(result[name]) for name in viewer.STATE if name in result}
     if any(st.query_params.get(name) != value for name, value in state.items()):
         st.query_params.update(state)
+    now = _current(start | state, seen, layer)
+    _save(site, now, seen, asked, vfm)
     engines = {name: model for name, (model, _) in ready.items()}
-    again.draw(engines, seen, asked, _current(start | state, seen, layer))
+    again.draw(engines, seen, asked, now)
+
+
+def _beside(site: Site, panel: Mapping[str, Any], vfm: str) -> dict[str, Any]:
+    """Return what stored runs say about a model: its ranked heads, and the CKNNA of other images."""
+    more: dict[str, Any] = {"ranked": [asdict(head) for head in ranked_heads(site, panel["name"])]}
+    if panel["aligned"]:
+        aligned = Alignment(panel["aligned"]["s"], panel["aligned"]["chance"])
+        spread = spread_of(site, panel["name"], vfm, aligned)
+        more["spread"] = spread and asdict(spread)
+    return more
+
+
+def _save(site: Site, now: Mapping[str, str], seen: Mapping[str, Look], asked: Asked, vfm: str) -> None:
+    """Draw the button that saves what the viewer shows."""
+    first = next(iter(seen.values()))
+    corners = again.patches_of(now["p"], first.grid)
+    assert corners is not None
+    shown = Shown(now["show"], int(now["l"]), int(now["t"]), None if now["h"] == "mean" else int(now["h"]), corners)
+
+    def draw() -> Any:
+        beside = Vfm(vfm, _patches(vfm, asked, first), first.place) if vfm else None
+        return view_figure(shown, seen, asked.image, beside)
+
+    answers = ", ".join(f"{name} answers “{one.answer or '(empty)'}”" for name, one in seen.items())
+    image = f"Image {asked.sample.image_name}{f' of {asked.data}' if asked.data else ''}"
+    right = f"; right is “{asked.sample.answer}”" if asked.sample.answer else ""
+    caption = Caption(
+        f"{what_is_shown(shown, seen)}. {image}, asked “{asked.sample.question}”: {answers}{right}",
+        "One image and one question: an example, not a measurement",
+        seeds_of(site, list(seen)),
+        "",
+    )
+    save_button(draw, "viewer", caption)
 
 
 @cached
@@ -229,7 +281,7 @@ def _data(
     panels = []
     for name, fingerprint, color in models:
         aligned = _alignment(fingerprint, vfm, pixels, question, _seen[name], _asked) if vfm else None
-        panels.append(viewer.panel_of(name, color, _seen[name], objects, aligned, chosen))
+        panels.append(viewer.panel_of(name, color, _seen[name], objects, _asked.others, aligned, chosen))
     colors, basis = viewer.colors_of(list(_seen.values()))
     first = next(iter(_seen.values()))
     return {
@@ -241,7 +293,7 @@ def _data(
 
 
 def _current(chosen: Mapping[str, str], seen: Mapping[str, Look], layer: int) -> dict[str, str]:
-    """Return the layer, row and region that the viewer shows: those that are chosen, unless they do not fit.
+    """Return the view, layer, row, head and region that the viewer shows: what is chosen, unless it does not fit.
 
     Args:
         chosen: of the address or the viewer.
@@ -250,8 +302,13 @@ def _current(chosen: Mapping[str, str], seen: Mapping[str, Look], layer: int) ->
     """
     first = next(iter(seen.values()))
     rows, columns = first.grid
-    sizes = {"l": max(len(one.hidden) for one in seen.values()), "t": max(len(one.tokens) for one in seen.values()) + 1}
-    now = {"l": str(layer), "t": "0", "p": f"{rows // 2},{columns // 2}"}
+    heads = max(one.attention.shape[2] for one in seen.values())
+    layers = max(len(one.hidden) for one in seen.values())
+    read = max(len(one.tokens) for one in seen.values()) + 1
+    sizes = {"h": heads, "l": layers, "t": read}
+    now = {"show": "attention", "l": str(layer), "t": "0", "h": "mean", "p": f"{rows // 2},{columns // 2}"}
+    if chosen.get("show") in viewer.SHOW:
+        now["show"] = chosen["show"]
     for key, size in sizes.items():
         if chosen.get(key, "").isdigit() and int(chosen[key]) < size:
             now[key] = chosen[key]

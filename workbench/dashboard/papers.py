@@ -58,14 +58,20 @@ def chart(
 
 
 def save_button(figure: Any, key: str, caption: Caption) -> None:
-    """Draw the button alone, for a chart that its page draws itself."""
+    """Draw the button alone, for a chart that its page draws itself.
+
+    Args:
+        figure: a plotly figure, its JSON, or a function that makes it once it is to be saved.
+        key: name of the chart on its page.
+        caption: what the caption in a paper has to say.
+    """
     if st.button(
         "↓ Save",
         key=f"save-{key}",
         type="tertiary",
         help="For a paper: SVG, PDF, PNG, the drawn points as CSV, LaTeX, caption, Python",
     ):
-        _dialog(figure, caption)
+        _dialog(figure() if callable(figure) else figure, caption)
 
 
 @st.dialog("For a paper", width="large")

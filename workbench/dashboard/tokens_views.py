@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor
 
 from workbench import figures
+from workbench.dashboard.papers import chart, save_button, seeds_of
+from workbench.dashboard.site import Site
 from workbench.dashboard.tokens_figures import clickable, data_url, framed_patch, small_maps, token_planes
+from workbench.figures.caption import Caption
 from workbench.metrics.geometry import joint_pca_rgb, similarity_to, umap_map
 from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
@@ -69,7 +73,7 @@ export default function({ data }) {
 """
 
 
-def maps(compared: Mapping[str, Run]) -> None:
+def maps(site: Site, compared: Mapping[str, Run]) -> None:
     """Draw principal components and the similarity to a clicked patch, in the chosen layers and VFMs of each model."""
     shared = _same_images(compared)
     tables = {label: run.tables["maps"] for label, run in shared.items() if len(run.tables["maps"])}
@@ -117,7 +121,11 @@ def maps(compared: Mapping[str, Run]) -> None:
         label: {n: values.reshape(*_grid(places[label]), 3) for n, values in colors.items()}
         for label, colors in _map_colors(tokens, basis).items()
     }
-    st.plotly_chart(small_maps(rgb, framed), width="stretch", config=figures.EXPORT, key="pca")
+    name = tables[first].set_index("number")["image_id"][image]
+    seen = f"image {name} of {shared[first].record.get('data', '')}"
+    of_image = partial(Caption, n=f"{seen}: an example, not a measurement", seeds=seeds_of(site, list(tables)))
+    words = f"First three principal components of the visual tokens as red, green and blue, one basis for {basis}"
+    chart(small_maps(rgb, framed), "pca", of_image(words, interval=""))
     st.subheader("Similarity to the framed patch")
     similarity = {
         label: {
@@ -127,12 +135,12 @@ def maps(compared: Mapping[str, Run]) -> None:
     }
     lowest = [values.min() for of in similarity.values() for values in of.values()]
     bounds = None if own_scale or not lowest else (float(min(lowest)), 1.0)
-    st.plotly_chart(
-        small_maps(similarity, framed, bounds=bounds), width="stretch", config=figures.EXPORT, key="similarity"
-    )
+    row, column = divmod(framed[first], _grid(places[first])[1])
+    words = f"Cosine of each visual token with the framed one (row {row}, column {column} of {first}, from 0)"
+    chart(small_maps(similarity, framed, bounds=bounds), "similarity", of_image(words, interval=""))
 
 
-def umap(compared: Mapping[str, Run]) -> None:
+def umap(site: Site, compared: Mapping[str, Run]) -> None:
     """Draw sampled tokens by UMAP; hovering over or clicking a token shows its image with the patch framed."""
     shared = {label: run for label, run in _same_images(compared).items() if len(run.tables["umap"])}
     if not shared:
@@ -175,9 +183,10 @@ def umap(compared: Mapping[str, Run]) -> None:
     stored = next(iter(shared.values())).tensors
     thumbnails = {str(n): stored[f"thumbnail.{n}"].numpy() for n in sorted(table["image"].unique())}
     left, right = st.columns([4, 1])
+    planes = token_planes(table, by=by)
     with left, st.container(key="token-planes"):
         event = st.plotly_chart(
-            token_planes(table, by=by),
+            planes,
             width="stretch",
             config=figures.EXPORT,
             key="planes",
@@ -197,14 +206,22 @@ def umap(compared: Mapping[str, Run]) -> None:
             )
         else:
             st.caption("Point at a token to see its image; click the token to keep the image here.")
+    save_button(
+        planes,
+        "planes",
+        Caption(
+            f"UMAP of visual tokens by their cosine distances, colored by {titles.get(by, by)}",
+            f"{len(table)} points, tokens of {table['image'].nunique()} images of"
+            f" {next(iter(shared.values())).record.get('data', '')}",
+            seeds_of(site, list(shared)),
+            "",
+        ),
+    )
     st.caption(
         "UMAP of cosine distances, with a fixed seed. Tokens that are close on the plane tend to be close in the"
         " representation; distances between clusters, their sizes and densities mean nothing. Half of an image's"
         " sampled tokens lie on objects, where it has any, so proportions are not those of the image."
     )
-
-
-VIEWS = {"Maps of an image": maps, "UMAP of tokens": umap}
 
 
 def _same_images(compared: Mapping[str, Run]) -> dict[str, Run]:

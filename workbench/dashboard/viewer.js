@@ -6,6 +6,7 @@ const REST = 350; // ms after which the server is told
 const remembered = new WeakMap();
 
 const unpack = (text, Type) => new Type(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+const times = (ratio) => ratio.toFixed(1) + ' times';
 const percent = (p, digits = 1) => (100 * p).toFixed(100 * p < 1 && p > 0 ? 2 : digits) + ' %';
 const element = (tag, attributes = {}, ...children) => {
   const made = Object.assign(document.createElement(tag), attributes);
@@ -207,7 +208,18 @@ export default function viewer({ data, parentElement, setStateValue }) {
   root.querySelector('.views').style.flexDirection = 'row';
   const scale = element('canvas', { className: 'scale', width: 176, height: 10 });
   const [low, high, about] = [element('span'), element('span'), element('span')];
+  // one button for each object that is asked about, which frames the patches that it covers
+  const frames = data.objects.map((name, k) => {
+    const covered = first.covered[k];
+    const most = Math.max(...covered);
+    const on = covered.map((v, n) => (v >= Math.min(0.5, most) && v > 0 ? n : -1)).filter((n) => n >= 0);
+    const [rows, columns] = [on.map((n) => Math.floor(n / first.x.length)), on.map((n) => n % first.x.length)];
+    const corners = [Math.min(...rows), Math.min(...columns), Math.max(...rows), Math.max(...columns)];
+    const button = element('button', { type: 'button', textContent: `Frame ${name}`, onclick: () => change({ p: corners }) });
+    return on.length ? [button] : [];
+  }).flat();
   const scaleLine = element('div', { className: 'scale-line' }, low, scale, high, about);
+  if (frames.length) root.append(element('div', { className: 'bar frames' }, ...frames));
   root.append(scaleLine);
 
   // panels
@@ -233,11 +245,29 @@ export default function viewer({ data, parentElement, setStateValue }) {
     const about = { plain: 'click a patch, drag a region', vfm: 'its patches under the same places' };
     for (const kind of ['plain', 'vfm']) if (panel[kind]) answer.append(element('span', { className: 'small', textContent: about[kind] }));
     if (panel.rows?.length === 1) answer.append(element('span', { className: 'small', textContent: '(empty answer)' }));
+    const chips = element('div', { className: 'ranked small' });
+    const heads = (panel.ranked ?? []).map((one) => {
+      const button = element('button', {
+        type: 'button', textContent: `L${one.layer} H${one.head} ${percent(one.share, 0)}`,
+        onclick: () => change({ l: one.layer, h: one.head, show: 'attention' }),
+      });
+      button.title = `Layer ${one.layer}, head ${one.head} looks most at the object of ${percent(one.share)} `
+        + `[${percent(one.low)}, ${percent(one.high)}] of ${one.questions} questions about ${one.images} images of ${one.data}, `
+        + `at objects of other images in ${percent(one.others)}; p = ${one.p.toPrecision(2)} (Holm)`;
+      return button;
+    });
+    if (heads.length) {
+      const { images, data: of } = panel.ranked[0];
+      const others = panel.ranked.map((one) => one.others);
+      const [least, most] = [Math.min(...others), Math.max(...others)].map((p) => percent(p, 0));
+      chips.append(element('span', { textContent: 'Heads that look at the object most:' }), ...heads,
+        element('span', { className: 'chance', textContent: `Share of the questions about ${images} images of ${of} at whose object the head looks most; it was chosen on other images, the best first. Objects of other images: ${least === most ? least : `${least} to ${most}`}` }));
+    }
     const box = element('div', { className: panel.plain ? 'panel plain' : 'panel' },
-      element('div', { className: 'name' }, dot, panel.name), answer, canvas, read);
+      element('div', { className: 'name' }, dot, panel.name), answer, canvas, chips, read);
     panels.append(box);
     listen(canvas);
-    return { panel, box, canvas, read, tokens };
+    return { panel, box, canvas, read, tokens, chips, heads };
   });
 
   function patchAt(canvas, event) {
@@ -359,8 +389,19 @@ export default function viewer({ data, parentElement, setStateValue }) {
           const covered = panel.covered[k];
           const on = values.values.reduce((total, v, n) => total + v * covered[n], 0);
           const area = covered.reduce((total, v) => total + v, 0) / panel.tokens;
-          if (all > 0) read.append(line(`On ${name}: ${percent(on / all)} of that on the image`, `${percent(area)} of its area`));
+          if (!(all > 0 && area > 0)) return;
+          const elsewhere = panel.others.length
+            ? values.values.reduce((total, v, n) => total + v * panel.others[n], 0) / all : null;
+          read.append(line(`On ${name}: ${percent(on / all)} of that on the image`,
+            `it covers ${percent(area)}, so ${times(on / all / area)} its share`
+            + (elsewhere === null ? '' : `; objects of other images ${times(elsewhere)} theirs`)));
         });
+        if (row) {
+          const { text, p, likely } = panel.rows[row];
+          const rest = likely.filter(([word]) => word.trim() !== text.trim()).slice(0, 3);
+          read.append(line(`Token ${text.trim()}: ${percent(p)}`,
+            rest.length ? `then ${rest.map(([word, share]) => `${word} ${percent(share)}`).join(', ')}` : ''));
+        }
         if (panel.rows.length > 2) {
           const others = panel.rows.map((one, t) => [one.text.trim(), attentionOf(panel, state, t)]).filter(([, map]) => map);
           const shares = others.map(([text, map]) => `${text} ${percent(inside.reduce((total, n) => total + map.values[n], 0))}`);
@@ -386,6 +427,11 @@ export default function viewer({ data, parentElement, setStateValue }) {
     if (panel.aligned) {
       const [score, chance] = [panel.aligned.s[state.l], panel.aligned.chance[state.l]];
       read.append(line(`CKNNA with ${data.vfm.name}, this image: ${score.toFixed(3)}`, `${chance.toFixed(3)} with permuted patches`));
+      if (panel.spread) {
+        const { low, high, below, images, data: of } = panel.spread;
+        read.append(line(`Higher than ${percent(below[state.l], 0)} of ${images} images of ${of}`,
+          `their middle 90 %: ${low[state.l].toFixed(3)} to ${high[state.l].toFixed(3)}`));
+      }
     } else if (panel.why) read.append(line(`No CKNNA: ${panel.why}.`));
   }
 
@@ -418,6 +464,9 @@ export default function viewer({ data, parentElement, setStateValue }) {
       if (one.box.style.display === 'none') return;
       paint(one, map, bounds, box);
       one.canvas.setAttribute('aria-label', `${data.views[state.show]} of ${one.panel.name}, layer ${state.l}; arrow keys move the framed patch`);
+      one.chips.hidden = state.show !== 'attention' || !one.heads.length;
+      one.heads.forEach((button, n) => button.setAttribute('aria-pressed',
+        String(one.panel.ranked[n].layer === state.l && one.panel.ranked[n].head === state.h)));
       one.tokens.forEach((button, t) => button.setAttribute('aria-pressed', String(t === state.t && state.show === 'attention')));
       readings(one, map, box, patch, row);
     });

@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from workbench.dashboard.viewer_figure import joint_colors
+from workbench.data import Object
 from workbench.errors import DataError
 from workbench.looking import Alignment, Look
 from workbench.metrics.geometry import cosines, joint_pca_rgb, mean_cosine
@@ -62,7 +64,13 @@ def shared(image: Image.Image, objects: Sequence[Any], layer: int) -> dict[str, 
 
 
 def panel_of(
-    name: str, color: str, seen: Look, objects: Sequence[Any], aligned: Alignment | str | None, chosen: tuple[int, int]
+    name: str,
+    color: str,
+    seen: Look,
+    objects: Sequence[Object],
+    others: Sequence[Object],
+    aligned: Alignment | str | None,
+    chosen: tuple[int, int],
 ) -> dict[str, Any]:
     """Return what the viewer shows of one model, without colors of principal components.
 
@@ -71,6 +79,7 @@ def panel_of(
         color: of the model on all pages.
         seen: what it did.
         objects: those that the question asks about.
+        others: objects of other images, for how much attention their places get here.
         aligned: CKNNA with a VFM by layer, why there is none, or None without a VFM.
         chosen: number of the patch and of the row of attention, to which arrays above LIMIT are cut.
     """
@@ -95,9 +104,24 @@ def panel_of(
         "words": _words(seen),
         "whyNoWords": seen.why_no_words,
         "covered": [object_coverage(item, seen.place).ravel().round(6).tolist() for item in objects],
+        "others": _places_of(others, seen.place) if objects else [],
         "aligned": None if not isinstance(aligned, Alignment) else {"s": aligned.scores, "chance": aligned.chance},
         "why": aligned if isinstance(aligned, str) else "",
     }
+
+
+def _places_of(others: Sequence[Object], place: VisualTokens) -> list[float]:
+    """Return for each patch how often objects lie on it, 1 where they lie anywhere equally; [] without objects.
+
+    The mean of a map's values with these weights, divided by its mean, is how much more than by its area an object of
+    another image gets.
+    """
+    coverages = [object_coverage(item, place).ravel() for item in others]
+    shares = [covered / covered.sum() for covered in coverages if covered.sum() > 0]
+    if not shares:
+        return []
+    weights: list[float] = (np.mean(shares, 0) * shares[0].size).round(6).tolist()
+    return weights
 
 
 def panel_of_vfm(name: str, patches: Tensor, place: VisualTokens) -> dict[str, Any]:
@@ -119,7 +143,7 @@ def colors_of(seen: Sequence[Look]) -> tuple[list[str], str]:
     """Return the colors of principal components of each model's layers, and what their basis is."""
     layers = [one.hidden.float() for one in seen]
     together = len({values.shape[-1] for values in layers}) == 1
-    colors = joint_pca_rgb(layers) if together else [joint_pca_rgb([values])[0] for values in layers]
+    colors = joint_colors(layers)
     basis = "One basis for all layers" + (" of both models" if len(seen) > 1 and together else "")
     if not together:
         basis += " of a model; the models' widths differ, so colors cannot be compared between them"

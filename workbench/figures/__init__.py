@@ -13,7 +13,15 @@ from workbench.figures.compared import (
     named_curves,
 )
 from workbench.figures.layers import difference_curves, layer_curves, name_final_norm, with_ceilings
-from workbench.figures.maps import Overlay, WordMap, layered_overlays, overlays, word_maps
+from workbench.figures.maps import (
+    Overlay,
+    WordMap,
+    colored_patches,
+    layered_overlays,
+    overlays,
+    overlays_on_one_scale,
+    word_maps,
+)
 from workbench.figures.score_maps import head_maps, head_maps_of, matrix_maps
 from workbench.figures.sweeps import grid_keys, sweep_curves, sweep_figure, sweep_points
 from workbench.figures.template import (
@@ -43,6 +51,7 @@ __all__ = [
     "clickable",
     "color_of",
     "colored",
+    "colored_patches",
     "difference_curves",
     "difference_dots",
     "grid_keys",
@@ -61,6 +70,7 @@ __all__ = [
     "named_curves",
     "new_figure",
     "overlays",
+    "overlays_on_one_scale",
     "plain_name",
     "points",
     "step_curves",

@@ -36,8 +36,18 @@ class Caption:
         """Return the caption of a figure, with the chance levels that it draws."""
         has_intervals = "low" in drawn_points(figure)
         drawn = INTERVALS.format(self.interval) if has_intervals else "No interval is drawn"
-        parts = (self.shows, f"{self.n}; {self.seeds}" if self.n else self.seeds, drawn, chance_words(figure))
+        over = f"{self.n}; {self.seeds}" if self.n else self.seeds
+        parts = (self.shows, _step_words(figure), over, drawn, chance_words(figure))
         return " ".join(f"{part[:1].upper()}{part[1:].rstrip('.')}." for part in parts if part)
+
+
+def _step_words(figure: Any) -> str:
+    """Return what the slider of a figure shows, such as "layer 3", "" without one."""
+    for slider in as_dict(figure)["layout"].get("sliders", ()):
+        if steps := slider.get("steps"):
+            prefix = slider.get("currentvalue", {}).get("prefix", "")
+            return plain_text(f"{prefix}{steps[slider.get('active', 0)].get('label', '')}")
+    return ""
 
 
 def chance_words(figure: Any) -> str:

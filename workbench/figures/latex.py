@@ -28,8 +28,16 @@ def latex_table(figure: Any, caption: str, label: str, wide: bool = False) -> st
     points = drawn_points(figure)
     if points.empty:
         return f"% {label}: this figure draws no points\n"
-    heat, flat = points["kind"].eq("heatmap").all(), sideways(figure)
+    kinds = set(points["kind"])
+    places = next((kind for kind in ("image", "heatmap") if kind in kinds), "")
+    if "text" in kinds <= {"text", "heatmap"}:
+        places = "text"
+    if places:  # a table like the map
+        points = points[points["kind"] == places]
+    heat, flat = bool(places), sideways(figure)
     row, column, value = ("y", "x", "value") if heat else ("y", "curve", "x") if flat else ("x", "curve", "y")
+    if places in ("text", "image"):
+        value = "label"
     if "label" in points and not flat and not heat:
         points = points.assign(x=points["label"].where(points["label"].fillna("").ne(""), points["x"]))
     titles = axis_titles(figure)

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,16 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from workbench.figures.template import translucent
+
+# low values let the image through
+HEAT = [
+    [n / 4, translucent(color, 0.25 + 0.15 * n)]
+    for n, color in enumerate(("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"))
+]
+
+
+Corners = tuple[float, float, float, float]
+PAGE = 1100  # pixels, width of a figure on a page of the usual width
 
 
 @dataclass(frozen=True)
@@ -28,13 +39,19 @@ class Overlay:
         box: left, top, right, bottom of the patch grid in fractions of the image; if the model pads the image, the grid
             is larger than the image.
         outlines: left, top, right, bottom of each object to frame, in fractions of the image.
+        edges: the edges of the columns and of the rows in fractions of the image, where patches are of unequal sizes.
+        words: a text to write on each patch, row by row.
+        frame: the region that is framed, as an outline.
     """
 
     title: str
     image: np.ndarray
     values: np.ndarray
-    box: tuple[float, float, float, float]
-    outlines: Sequence[tuple[float, float, float, float]] = ()
+    box: Corners
+    outlines: Sequence[Corners] = ()
+    edges: tuple[Sequence[float], Sequence[float]] | None = None
+    words: Sequence[str] = ()
+    frame: Corners | None = None
 
 
 def overlays(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
@@ -76,6 +93,89 @@ def layered_overlays(rows: Sequence[Sequence[Mapping[int, Overlay]]]) -> go.Figu
     return figure.update_layout(sliders=[slider], height=figure.layout.height + 90, margin={"b": 90})
 
 
+def overlays_on_one_scale(row: Sequence[Overlay], bounds: tuple[float, float], unit: str) -> go.Figure:
+    """Draw heat maps over images side by side, on one color scale, with their words and frames.
+
+    Args:
+        row: one whose values are all NaN shows its image alone.
+        bounds: ends of the color scale.
+        unit: what a value is, beside the color bar.
+    """
+    figure = _overlay_grid([row])
+    for column, overlay in enumerate(row, start=1):
+        _image(figure, overlay, 1, column)
+        if not np.isnan(overlay.values).all():
+            _heat(figure, overlay, 1, column, coloraxis="coloraxis", hovertemplate="%{z:.3f}<extra></extra>")
+        if overlay.words:
+            _written(figure, overlay, 1, column, room=0.8 * PAGE / len(row))
+        if overlay.frame is not None:
+            size = overlay.image.shape[1], overlay.image.shape[0]
+            left, top, right, bottom = (edge * size[n % 2] for n, edge in enumerate(overlay.frame))
+            _framed(figure, (left, top, right, bottom), 1, column)
+    bar = {"title": {"text": unit, "side": "right"}, "thickness": 12}
+    scale = {"colorscale": HEAT, "cmin": bounds[0], "cmax": bounds[1], "colorbar": bar}
+    return figure.update_layout(coloraxis=scale, height=_row_height(row[0].image, len(row)), margin={"r": 8, "b": 8})
+
+
+def colored_patches(plain: Overlay, maps: Sequence[tuple[str, np.ndarray, Corners]]) -> go.Figure:
+    """Draw an image and, beside it, maps of colors patch by patch.
+
+    Args:
+        plain: the image, and the region that is framed in it.
+        maps: title, colors (h, w, 3) from 0 to 1, and left, top, right, bottom of the framed region in patches.
+    """
+    blank = [Overlay(title, plain.image, colors[..., 0], plain.box) for title, colors, _ in maps]
+    figure = _overlay_grid([[plain, *blank]])
+    _image(figure, plain, 1, 1)
+    if plain.frame is not None:
+        size = plain.image.shape[1], plain.image.shape[0]
+        left, top, right, bottom = (edge * size[n % 2] for n, edge in enumerate(plain.frame))
+        _framed(figure, (left, top, right, bottom), 1, 1)
+    shape = plain.image.shape[0] / plain.image.shape[1]
+    for column, (_, colors, frame) in enumerate(maps, start=2):
+        rows, columns = colors.shape[:2]
+        figure.add_image(z=(colors * 255).round().astype(np.uint8), hoverinfo="skip", row=1, col=column)
+        image_axes(figure, (rows - 0.5, columns - 0.5), 1, column, start=(-0.5, -0.5))
+        figure.update_yaxes(scaleratio=shape * columns / rows, row=1, col=column)
+        _framed(figure, (frame[0] - 0.5, frame[1] - 0.5, frame[2] - 0.5, frame[3] - 0.5), 1, column)
+    return figure.update_layout(height=_row_height(plain.image, 1 + len(maps)), margin={"r": 8, "b": 8})
+
+
+def _width(count: int) -> float:
+    """Return the width of each of `count` images of a row in pixels, so that a paper's columns hold them."""
+    return 0.85 * (800 if count > 2 else 380) / count
+
+
+def _row_height(image: np.ndarray, count: int) -> int:
+    """Return the height of a row of images in pixels, which leaves no empty space in a paper."""
+    return round(90 + _width(count) * image.shape[0] / image.shape[1])
+
+
+def _framed(figure: go.Figure, box: Corners, row: int, column: int) -> None:
+    """Frame a region of a subplot, visibly on white and on black."""
+    left, top, right, bottom = box
+    for color, width in (("#000000", 4), ("#ffffff", 2)):
+        line = {"color": color, "width": width}
+        figure.add_shape(type="rect", x0=left, y0=top, x1=right, y1=bottom, line=line, row=row, col=column)
+
+
+def _written(figure: go.Figure, overlay: Overlay, row: int, column: int, *, room: float) -> None:
+    """Write the words of an overlay on its patches, which are `room` pixels wide together."""
+    x, y = ((edges[:-1] + edges[1:]) / 2 for edges in _edges(overlay))
+    size = float(np.clip(room / len(x) / 4.5, 6, 13))
+    fits = max(2, int(room / len(x) / (0.5 * size)))  # letters
+    figure.add_scatter(
+        x=np.tile(x, len(y)),
+        y=np.repeat(y, len(x)),
+        text=[escape(word if len(word) <= fits else word[: fits - 1] + "…") for word in overlay.words],
+        mode="text",
+        textfont={"size": size, "color": "#ffffff", "shadow": "0 0 2px #000000"},
+        hoverinfo="skip",
+        row=row,
+        col=column,
+    )
+
+
 def _layer_slider(figure: go.Figure, layers: Sequence[int], start: int) -> dict[str, Any]:
     """Return a slider that shows the traces of one layer, which have it as `meta`, and those without a layer."""
     layer_of = [trace.meta for trace in figure.data]  # None for images and outlines
@@ -114,6 +214,8 @@ def _overlay_grid(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
 def _edges(overlay: Overlay) -> tuple[np.ndarray, np.ndarray]:
     """Return the edges of an overlay's patches in pixels: x of the columns, y of the rows."""
     height, width = overlay.image.shape[:2]
+    if overlay.edges is not None:
+        return np.asarray(overlay.edges[0]) * width, np.asarray(overlay.edges[1]) * height
     left, top, right, bottom = overlay.box
     x = np.linspace(left * width, right * width, overlay.values.shape[1] + 1)
     return x, np.linspace(top * height, bottom * height, overlay.values.shape[0] + 1)
@@ -122,16 +224,14 @@ def _edges(overlay: Overlay) -> tuple[np.ndarray, np.ndarray]:
 def _heat(figure: go.Figure, overlay: Overlay, row: int, column: int, **options: Any) -> None:
     """Draw the heat map of an overlay into a subplot."""
     x, y = _edges(overlay)
+    scale = {} if "coloraxis" in options else {"zmin": 0, "colorscale": HEAT, "showscale": False}
     figure.add_heatmap(
         x=x,
         y=y,
         z=overlay.values,
-        zmin=0,
-        hovertemplate="%{z:.3f} of the attention on the image<extra></extra>",
-        colorscale=[[0, translucent("#ff2a00", 0)], [1, translucent("#ff2a00", 0.8)]],
         row=row,
         col=column,
-        **{"showscale": False} | options,
+        **{"hovertemplate": "%{z:.3f} of the attention on the image<extra></extra>"} | scale | options,
     )
 
 
@@ -225,7 +325,7 @@ def _words(figure: go.Figure, word_map: WordMap, layer: int, maps: int, column: 
     more = lines.groupby(words["token"]).agg("<br>".join).reindex(tokens["token"])
     truth = tokens["truth"].map(lambda name: f"<br>on: {name}" if name else "<br>on no object")
     # width of a token in pixels, on a page of the usual width
-    room = 1100 / maps * (tokens["right"] - tokens["left"]).min() if len(tokens) else 0
+    room = PAGE / maps * (tokens["right"] - tokens["left"]).min() if len(tokens) else 0
     size = float(np.clip(room / 4.5, 6, 13))
     fits = max(2, int(room / (0.58 * size)))  # characters
     colors = np.where(tokens["right_word"], "#ffd43b", np.where(tokens["truth"] != "", "#ffffff", "#a9b0ba"))

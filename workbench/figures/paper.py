@@ -27,6 +27,8 @@ WIDTHS: Mapping[int, float] = {1: 3.25, 2: 6.75}  # inches
 POINT = browser.PIXELS / 72  # pixels of a point of type
 TYPE = round(8 * POINT, 2)
 SCREEN_TYPE = 13  # pixels, on screen
+SCREEN = 1100  # pixels, width of a figure there
+SLIDER = 90  # pixels, height of a slider there
 SHRUNK = TYPE / SCREEN_TYPE
 FONT = "Helvetica, Arial, Liberation Sans, sans-serif"
 LETTER = 0.55 * TYPE  # pixels, mean width of one in a legend
@@ -47,6 +49,7 @@ def paper_figure(figure: Any, columns: Columns = 1) -> dict[str, Any]:
     height = (printed.layout.height or 320) * SHRUNK
     content = as_dict(printed)
     rows = sideways(content) or panel_names(content) or any(kind_of(trace) == "heatmap" for trace in content["data"])
+    over_images = any(kind_of(trace) == "image" for trace in content["data"])
     if not rows:  # its height follows from nothing that is drawn
         height = min(height, FLAT * width)
     printed.update_layout(
@@ -57,9 +60,10 @@ def paper_figure(figure: Any, columns: Columns = 1) -> dict[str, Any]:
         font={"family": FONT, "size": TYPE, "color": "#000000"},
         title_font_size=TYPE,
         legend={"font": {"size": TYPE}, "itemwidth": 30, "tracegroupgap": 0},
-        updatemenus=[],
-        sliders=[],
     )
+    if printed.layout.sliders:  # the caption says which step is drawn
+        printed.update_layout(height=round(height - SLIDER * SHRUNK), margin_b=8)
+    printed.layout.sliders = printed.layout.updatemenus = ()
     margin = {side: printed.layout.margin[side] for side in "lrtb"}
     default = printed.layout.template.layout.margin if printed.layout.template else None
     for side, value in margin.items():
@@ -79,6 +83,8 @@ def paper_figure(figure: Any, columns: Columns = 1) -> dict[str, Any]:
         note.update(font={"size": TYPE, "family": FONT}, xshift=(note.xshift or 0) * SHRUNK)
     drawn: dict[str, Any] = json.loads(printed.to_json())
     for trace in drawn["data"]:
+        if over_images and kind_of(trace) == "text" and "size" in trace.get("textfont", {}):
+            trace["textfont"]["size"] *= width / SCREEN
         if trace.get("type") == "scattergl":
             trace["type"] = "scatter"  # WebGL would become pixels
         _thinner(trace)
@@ -105,14 +111,16 @@ def _legend_height(content: Mapping[str, Any], width: float) -> float:
 
 
 def columns_of(figure: Any) -> Columns:
-    """Return the width that a figure needs: both columns for more than two charts side by side, else one."""
+    """Return the width that a figure needs: two columns for words over images, or more than two charts in a row."""
     content = as_dict(figure)
     beside = {
         tuple(axis.get("domain", (0, 1)))
         for name, axis in content["layout"].items()
         if name.startswith("xaxis") and axis.get("anchor", "y") is not None
     }
-    return 2 if len(panel_names(content)) > 1 and len(beside) > 2 else 1
+    kinds = {kind_of(trace) for trace in content["data"]}
+    words = {"image", "text"} <= kinds and len(beside) > 1
+    return 2 if words or (len(panel_names(content)) > 1 and len(beside) > 2) else 1
 
 
 def _thinner(trace: dict[str, Any]) -> None:

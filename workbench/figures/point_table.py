@@ -26,8 +26,8 @@ def drawn_points(figure: Any) -> pd.DataFrame:
     Returns:
         Columns panel (title of the subplot, or its number), curve, kind (lines, lines+markers, markers, text, bar or
         heatmap), x, y, low and high (the interval, where bars or a band show one), value (of a cell of a heat map),
-        label (the words of an axis that writes words at numbers, or those of the point itself). Columns without any
-        value are left out. Lines at a constant, such as 0, and images have no rows.
+        label (the words of an axis that writes words at numbers, those of the point itself, or the color of a colored
+        patch). Columns without any value are left out. Lines at a constant, such as 0, and photographs have no rows.
     """
     content = as_dict(figure)
     traces = [trace for trace in content["data"] if trace.get("visible", True) is True]
@@ -36,10 +36,14 @@ def drawn_points(figure: Any) -> pd.DataFrame:
     parts = []
     for trace in traces:
         kind = kind_of(trace)
-        if trace.get("fill") == "toself" or kind == "image":
+        if trace.get("fill") == "toself" or (kind == "image" and trace.get("z") is None):
             continue
-        cells = kind == "heatmap"
-        part = _cells(trace) if cells else _with_labels(_series(trace, bands), trace, content["layout"])
+        if kind == "image":
+            part = _colors(trace)
+        elif kind == "heatmap":
+            part = _cells(trace)
+        else:
+            part = _with_labels(_series(trace, bands), trace, content["layout"])
         parts.append(part.assign(panel=panels.get(trace.get("xaxis", "x"), ""), curve=name_of(trace), kind=kind))
     if not parts:
         return pd.DataFrame(columns=COLUMNS[:5])
@@ -184,6 +188,21 @@ def _cells(trace: Mapping[str, Any]) -> pd.DataFrame:
         bounds = np.asarray(custom, float).reshape(len(part), -1)
         part = part.assign(low=bounds[:, 0], high=bounds[:, 1])
     return part.dropna(subset="value", ignore_index=True)
+
+
+def _colors(trace: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the colors of the patches of an image that is drawn from numbers, row by row."""
+    z = np.asarray(trace["z"])
+    rows, columns = z.shape[:2]
+    x, y = (trace.get(f"{axis}0") or 0 for axis in "xy")
+    dx, dy = (trace.get(f"d{axis}") or 1 for axis in "xy")
+    return pd.DataFrame(
+        {
+            "x": [x + dx * n for n in range(columns)] * rows,
+            "y": np.repeat([y + dy * n for n in range(rows)], columns),
+            "label": ["#" + "".join(f"{int(part):02x}" for part in color[:3]) for color in z.reshape(-1, z.shape[2])],
+        }
+    )
 
 
 def _centers(places: list[Any], size: int) -> list[Any]:

@@ -9,10 +9,12 @@ import json
 import re
 import shutil
 import struct
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,19 @@ from tests.workbench.overview.folders import train
 from workbench.capture.attention import attention
 from workbench.changing import Change, ask_again
 from workbench.dashboard import again, asking, engine, viewer
-from workbench.data import load_data
+from workbench.dashboard.beside import ranked_heads, spread_of
+from workbench.dashboard.site import Site
+from workbench.dashboard.viewer_figure import Shown, view_figure, what_is_shown
+from workbench.data import Object, load_data
+from workbench.data.base import asked_object
 from workbench.errors import DataError
-from workbench.looking import Look, look
+from workbench.figures.point_table import drawn_points
+from workbench.looking import Alignment, Look, aligned_with, look, vfm_patches
 from workbench.metrics.geometry import joint_pca_rgb, similarity_to
 from workbench.mllm import MLLM
+from workbench.overview.models import read_models
+from workbench.overview.stored import read_stored
+from workbench.vfm import load_vfm
 
 
 def decoded(text: str, kind: type = np.float32) -> np.ndarray:
@@ -55,7 +65,7 @@ def seen(mllm: MLLM) -> Look:
 
 def test_the_viewer_receives_the_numbers_of_the_library(mllm: MLLM, seen: Look) -> None:
     sample = load_data("shapes:val", limit=1)[0]
-    panel = viewer.panel_of("viral", "#123456", seen, sample.objects, None, (0, 0))
+    panel = viewer.panel_of("viral", "#123456", seen, sample.objects, (), None, (0, 0))
     json.dumps(panel)
     batch = mllm.encode([sample.image], [sample.question])
     blocks = torch.stack([block[0] for block in attention(mllm, batch, rows=[[-1]])])
@@ -78,10 +88,49 @@ def test_the_viewer_receives_the_numbers_of_the_library(mllm: MLLM, seen: Look) 
         assert sum(covered) / 64 == pytest.approx(item.mask.mean(), abs=1e-6)  # the object's share of the image
 
 
+def test_the_saved_figure_has_the_numbers_of_the_library(seen: Look) -> None:
+    sample = load_data("shapes:val", limit=1)[0]
+    corners = (2, 3, 4, 5)
+
+    def drawn(view: str, head: int | None = None) -> pd.DataFrame:
+        shown = Shown(view, 2, 0, head, corners)
+        points = drawn_points(view_figure(shown, {"<b>m</b>": seen}, sample.image, None))
+        assert points["panel"].str.startswith("<b>m</b>").all()
+        return points
+
+    edges = np.linspace(0, sample.image.width, 9)
+    attended = drawn("attention", 1)
+    assert attended["value"].to_numpy() == pytest.approx(seen.attention[0, 1, 1].numpy())
+    assert attended["x"].to_numpy()[:8] == pytest.approx((edges[:-1] + edges[1:]) / 2)
+    assert f"on the image: {seen.mass[0, 1, 1]:.1%} (chance {seen.uniform[0]:.1%})" in attended["panel"][0]
+    assert drawn("attention")["value"].to_numpy() == pytest.approx(seen.attention[0, 1].mean(0).numpy())
+    cosine = similarity_to(seen.hidden[2].float(), 2 * 8 + 3)
+    assert drawn("similarity")["value"].to_numpy() == pytest.approx(cosine.numpy())
+    colors = (joint_pca_rgb([seen.hidden.float()])[0][2] * 255).round().astype(int)
+    assert drawn("pca")["label"].tolist() == ["#{:02x}{:02x}{:02x}".format(*color) for color in colors]
+    assert seen.words is not None
+    words = drawn("words")
+    best = [seen.words.texts[token] for token in seen.words.ids[2, :, 0].tolist()]
+    assert all(best[n].startswith(text.rstrip("…")) for n, text in enumerate(words["label"].dropna()))
+    assert words["value"].dropna().to_numpy() == pytest.approx(seen.words.probabilities[2, :, 0].numpy())
+    assert what_is_shown(Shown("attention", 0, 0, None, corners), {"m": seen}) == (
+        "Attention from the end of the question on each patch, layer 0 (the projector), mean of heads"
+    )
+
+
+def test_objects_of_other_images_are_compared_by_where_they_are(seen: Look) -> None:
+    left, right = (Object("x", (at, 0.0, at + 0.5, 1.0)) for at in (0.0, 0.5))
+    panel = viewer.panel_of("m", "", seen, [left], [left, right], None, (0, 0))
+    assert panel["others"] == pytest.approx([1.0] * 64)
+    panel = viewer.panel_of("m", "", seen, [left], [left], None, (0, 0))
+    assert panel["others"] == pytest.approx([2.0, 2, 2, 2, 0, 0, 0, 0] * 8)
+    assert viewer.panel_of("m", "", seen, [], [left], None, (0, 0))["others"] == []
+
+
 def test_arrays_that_are_too_large_come_for_what_is_chosen(seen: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = viewer.panel_of("m", "", seen, (), None, (0, 0))
+    whole = viewer.panel_of("m", "", seen, (), (), None, (0, 0))
     monkeypatch.setattr(viewer, "LIMIT", 1000)
-    panel = viewer.panel_of("m", "", seen, (), None, (9, 0))
+    panel = viewer.panel_of("m", "", seen, (), (), None, (9, 0))
     assert (panel["cosine"]["at"], panel["attention"]["at"]) == (9, 0)
     length = 64 * panel["layers"]
     all_of_it = decoded(whole["cosine"]["v"])
@@ -95,6 +144,61 @@ def test_a_region_of_the_address(seen: Look) -> None:
         assert again.patches_of(wrong, (8, 8)) is None
     assert again.region_of("1,2-3,0", seen) == (0.0, 0.125, 0.375, 0.5)
     assert again.region_of("77,1", seen) == (0.5, 0.5, 0.625, 0.625)  # the central patch
+
+
+# --- stored runs beside one image -----------------------------------------------------------------
+
+
+def site_of(root: Path) -> Site:
+    stored = read_stored(root)
+    return Site(root, stored, read_models(root, stored.runs), {})
+
+
+def test_an_image_of_a_stored_run_has_its_place_among_the_others(
+    runs_folder: Path, mllm: MLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["app.py", "--runs", str(runs_folder)])
+    site = site_of(runs_folder)
+    sample = load_data("shapes:val", limit=3)[0]
+    seen = look(mllm, sample.image, sample.question)
+    aligned = aligned_with(seen, vfm_patches(load_vfm("dinov2-small"), sample.image, seen.place))
+    assert isinstance(aligned, Alignment)
+    table = site.stored.of("cknna", ["viral"])[0][0].table("per_image")
+    mine = table[table["image_id"] == sample.image_id].sort_values("layer")["score"]
+    assert aligned.scores == pytest.approx(mine.tolist(), abs=2e-3)  # hidden states of a look are float16
+    aligned = replace(aligned, scores=tuple(mine + 1e-9))
+    spread = spread_of(site, "viral", "dinov2-small", aligned)
+    assert spread is not None
+    assert (spread.images, spread.data) == (6, "shapes:val")
+    for layer, part in table.groupby("layer")["score"]:
+        assert spread.below[int(layer)] == pytest.approx((part <= mine.iloc[int(layer)]).mean())
+        assert spread.low[int(layer)] == pytest.approx(part.quantile(0.05))
+    assert spread_of(site, "viral", "efficientnet-lite0", aligned) is None
+    assert spread_of(site, "nobody", "dinov2-small", aligned) is None
+
+
+def test_heads_are_ranked_by_the_newest_run_that_read_the_end_of_the_question(tmp_path: Path) -> None:
+    def stored(key: str, created: str, heads: list[int], **config: object) -> None:
+        folder = tmp_path / f"attention-{key}"
+        folder.mkdir()
+        numbers = {"pointing": 0.5, "low": 0.4, "high": 0.6, "null_mean": 0.1, "p_holm": 0.01, "n_images": 9, "n": 20}
+        pd.DataFrame([{"rank": n, "layer": 2, "head": head} | numbers for n, head in enumerate(heads)]).to_parquet(
+            folder / "heads.parquet"
+        )
+        record = {"analysis": "attention", "model": "m", "label": "m", "config": config, "key": key, "seed": 0}
+        record |= {"tables": ["heads"], "created": created, "data": "shapes:val"}
+        (folder / "run.json").write_text(json.dumps(record))
+
+    train(tmp_path, "m", right=share(0.5))
+    stored("a", "2026-02-01", [3, 1])
+    stored("b", "2026-02-02", [2, 0])
+    stored("c", "2026-02-03", [1], positions="generated")
+    heads = ranked_heads(site_of(tmp_path), "m")
+    assert [(head.layer, head.head) for head in heads] == [(2, 2), (2, 0)]
+    assert (heads[0].share, heads[0].others, heads[0].images, heads[0].questions) == (0.5, 0.1, 9, 20)
+    (tmp_path / "attention-b" / "heads.parquet").unlink()
+    assert [head.head for head in ranked_heads(site_of(tmp_path), "m")] == [3, 1]
+    assert ranked_heads(site_of(tmp_path), "other") == []
 
 
 # --- waiting and remembering ----------------------------------------------------------------------
@@ -217,6 +321,15 @@ def test_answers_of_both_models(explorer: AppTest, mllm: MLLM) -> None:
     assert explorer.selectbox(key="i").value == explorer.selectbox(key="i").options[4]
 
 
+def test_what_the_viewer_shows_is_saved_for_a_paper(explorer: AppTest) -> None:
+    explorer.button(key="save-viewer").click().run()
+    caption, script = (block.value for block in explorer.code[-2:])
+    assert caption.startswith("Attention from the end of the question on each patch, layer 2, mean of heads. Image ")
+    assert "an example, not a measurement; one training each (baseline seed 0, viral seed 0)." in caption
+    assert re.search(r"on the image: [\d.]+% \(chance [\d.]+%\)", caption)
+    assert "read_json" in script
+
+
 def test_a_question_of_ones_own(explorer: AppTest, runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     explorer.text_input(key="own-question").set_value("what is the zebra ?").run()
     text = text_of(explorer)
@@ -307,58 +420,72 @@ def test_a_model_whose_weights_are_gone_shows_its_stored_answer(
     assert len(app.button(key="ask-again").label)  # the other model can be asked
 
 
-@pytest.mark.browser
-@pytest.mark.slow
-def test_in_a_real_browser(runs_folder: Path) -> None:
-    """Layer, patch, token, head and view by hand; the copied address shows the same elsewhere; no other host is
-    asked."""
-    from playwright.sync_api import expect, sync_playwright
+@pytest.fixture(scope="module")
+def opened(runs_folder: Path) -> Iterator[tuple[str, Any]]:
+    """The address of a server and a browser, for all tests of this file: PyTorch and the models are loaded once."""
+    from playwright.sync_api import sync_playwright
 
     chromium = chromium_or_skip()
     with serve(runs_folder) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        page = browser.new_page(viewport={"width": 1440, "height": 1400})
-        errors: list[str] = []
-        asked: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"{address}/explorer?l=77&p=1,9&t=50&h=x&show=nothing")
-        said = page.locator(".complaint")
-        expect(said).to_be_visible(timeout=90_000)
-        for words in ("layer 77", "patch 1,9", "token 50", "head x", "view nothing"):
-            expect(said).to_contain_text(words)
-        said.get_by_role("button").click()
-        slider = page.get_by_role("slider", name="Layer")
-        slider.focus()
-        slider.press("Home")
-        expect(page.get_by_text("has no attention").first).to_be_visible()
-        slider.press("End")
-        page.get_by_role("combobox", name="Head").select_option("1")
-        canvas = page.locator("canvas.map").nth(1)
-        box = canvas.bounding_box()
-        assert box is not None
-        cell = box["width"] / 8
-        page.mouse.click(box["x"] + 2.5 * cell, box["y"] + 1.5 * cell)
-        page.wait_for_url(re.compile(r"(?=.*l=3)(?=.*p=1%2C2)(?=.*h=1)"), timeout=30_000)
-        canvas.press("ArrowDown")
-        canvas.press("Shift+ArrowRight")
-        page.wait_for_url(re.compile(r"p=2%2C2-2%2C3"), timeout=30_000)
-        page.get_by_role("button", name="Similarity").click()
-        page.wait_for_url(re.compile(r"show=similarity"), timeout=30_000)
-        readings = page.locator(".read").all_inner_texts()
-        assert any("Cosine of two tokens" in reading for reading in readings)
-        elsewhere = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
-        elsewhere.goto(page.url)
-        expect(elsewhere.locator(".read").nth(1)).to_have_text(readings[1], use_inner_text=True, timeout=90_000)
-        expect(elsewhere.get_by_text("Layer 3 of 3")).to_be_visible()
-        assert elsewhere.locator(".complaint").count() == 0
-        assert page.locator(".complaint").count() == 0
-        for shown in (page, elsewhere):
-            assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-            assert shown.locator("[data-testid=stException]").count() == 0
-        assert not errors
-        assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
+        yield address, browser
         browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_in_a_real_browser(opened: tuple[str, Any]) -> None:
+    """Layer, patch, token, head and view by hand; the copied address shows the same elsewhere; no other host is
+    asked."""
+    from playwright.sync_api import expect
+
+    address, browser = opened
+    page = browser.new_page(viewport={"width": 1440, "height": 1400})
+    errors: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    asked_about = ((each, asked_object(each)) for each in load_data("shapes:val", limit=100))
+    sample, item = next((each, item) for each, item in asked_about if item is not None)
+    page.goto(f"{address}/explorer?l=77&p=1,9&t=50&h=x&show=nothing&q={sample.id}")
+    said = page.locator(".complaint")
+    expect(said).to_be_visible(timeout=90_000)
+    for words in ("layer 77", "patch 1,9", "token 50", "head x", "view nothing"):
+        expect(said).to_contain_text(words)
+    said.get_by_role("button").click()
+    slider = page.get_by_role("slider", name="Layer")
+    slider.focus()
+    slider.press("Home")
+    expect(page.get_by_text("has no attention").first).to_be_visible()
+    slider.press("End")
+    page.get_by_role("combobox", name="Head").select_option("1")
+    canvas = page.locator("canvas.map").nth(1)
+    box = canvas.bounding_box()
+    assert box is not None
+    cell = box["width"] / 8
+    page.mouse.click(box["x"] + 2.5 * cell, box["y"] + 1.5 * cell)
+    page.wait_for_url(re.compile(r"(?=.*l=3)(?=.*p=1%2C2)(?=.*h=1)"), timeout=30_000)
+    canvas.press("ArrowDown")
+    canvas.press("Shift+ArrowRight")
+    page.wait_for_url(re.compile(r"p=2%2C2-2%2C3"), timeout=30_000)
+    page.get_by_role("button", name=f"Frame {item.name}").click()
+    page.wait_for_url(re.compile(r"p=(?!2%2C2-2%2C3)"), timeout=30_000)
+    page.get_by_role("button", name="Similarity").click()
+    page.wait_for_url(re.compile(r"show=similarity"), timeout=30_000)
+    readings = page.locator(".read").all_inner_texts()
+    assert any("Cosine of two tokens" in reading for reading in readings)
+    elsewhere = browser.new_context(viewport={"width": 390, "height": 800}).new_page()
+    elsewhere.goto(page.url)
+    expect(elsewhere.locator(".read").nth(1)).to_have_text(readings[1], use_inner_text=True, timeout=90_000)
+    expect(elsewhere.get_by_text("Layer 3 of 3")).to_be_visible()
+    assert elsewhere.locator(".complaint").count() == 0
+    assert page.locator(".complaint").count() == 0
+    for shown in (page, elsewhere):
+        assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert shown.locator("[data-testid=stException]").count() == 0
+    assert not errors
+    assert {url.split("/")[2] for url in asked if url.startswith("http")} == {address.split("/")[2]}
+    page.close()
 
 
 PASTE = """async (url) => {
@@ -370,40 +497,40 @@ PASTE = """async (url) => {
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_ones_own_image_in_a_real_browser(runs_folder: Path) -> None:
+def test_ones_own_image_in_a_real_browser(opened: tuple[str, Any]) -> None:
     """Uploaded with markup in its name, no image at all, pasted, and left again."""
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import expect
 
-    chromium = chromium_or_skip()
-    with serve(runs_folder) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        page = browser.new_page(viewport={"width": 1440, "height": 1400})
-        page.goto(f"{address}/explorer")
-        expect(page.locator("canvas.map").nth(1)).to_be_visible(timeout=90_000)
-        page.get_by_role("button", name="Your own image").click()
-        upload = page.locator("input[type=file]")
-        content = file_of(Image.new("RGB", (300, 150), "purple"))
-        upload.set_input_files({"name": "<b>a</b> **b**.png", "mimeType": "image/png", "buffer": content})
+    address, browser = opened
+    page = browser.new_page(viewport={"width": 1440, "height": 1400})
+    page.goto(f"{address}/explorer")
+    expect(page.locator("canvas.map").nth(1)).to_be_visible(timeout=90_000)
+    page.get_by_role("button", name="Your own image").click()
+    upload = page.locator("input[type=file]")
+    content = file_of(Image.new("RGB", (300, 150), "purple"))
+    upload.set_input_files({"name": "<b>a</b> **b**.png", "mimeType": "image/png", "buffer": content})
+    page.wait_for_url(re.compile("i=upload%3A"), timeout=60_000)
+    expect(page.get_by_text("No right answer is known.").first).to_be_visible(timeout=60_000)
+    deadline = time.monotonic() + 60  # the viewer is drawn after the answers
+    while (box := page.locator("canvas.map").nth(1).bounding_box()) is None or box["width"] < 1.9 * box["height"]:
+        assert time.monotonic() < deadline, box
+        page.wait_for_timeout(200)
+    page.get_by_role("button", name="Back to the data set").click()
+    expect(page.get_by_text("Right answer:").first).to_be_visible(timeout=60_000)
+    assert "upload" not in page.url
+    page.get_by_role("group", name="Images of the data set").get_by_role("button").nth(2).click()
+    page.wait_for_url(re.compile("i=val-0-00002"), timeout=60_000)
+    assert page.locator("[data-testid=stAlert]").count() == 0
+    upload.set_input_files({"name": "b.png", "mimeType": "image/png", "buffer": b"no image"})
+    expect(page.get_by_text("image b.png cannot be read")).to_be_visible(timeout=60_000)
+    page.keyboard.press("Escape")
+    for _ in range(2):  # the next run does not bring back the file
+        green = base64.b64encode(file_of(Image.new("RGB", (64, 64), "green"))).decode()
+        page.evaluate(PASTE, f"data:image/png;base64,{green}")
         page.wait_for_url(re.compile("i=upload%3A"), timeout=60_000)
         expect(page.get_by_text("No right answer is known.").first).to_be_visible(timeout=60_000)
-        deadline = time.monotonic() + 60  # the viewer is drawn after the answers
-        while (box := page.locator("canvas.map").nth(1).bounding_box()) is None or box["width"] < 1.9 * box["height"]:
-            assert time.monotonic() < deadline, box
-            page.wait_for_timeout(200)
-        page.get_by_role("button", name="Back to the data set").click()
-        expect(page.get_by_text("Right answer:").first).to_be_visible(timeout=60_000)
-        assert "upload" not in page.url
-        assert page.locator("[data-testid=stAlert]").count() == 0
-        upload.set_input_files({"name": "b.png", "mimeType": "image/png", "buffer": b"no image"})
-        expect(page.get_by_text("image b.png cannot be read")).to_be_visible(timeout=60_000)
-        page.keyboard.press("Escape")
-        for _ in range(2):  # the next run does not bring back the file
-            green = base64.b64encode(file_of(Image.new("RGB", (64, 64), "green"))).decode()
-            page.evaluate(PASTE, f"data:image/png;base64,{green}")
-            page.wait_for_url(re.compile("i=upload%3A"), timeout=60_000)
-            expect(page.get_by_text("No right answer is known.").first).to_be_visible(timeout=60_000)
-            expect(page.get_by_text("image b.png cannot be read")).to_have_count(0)
-        page.get_by_role("textbox", name="Your question").fill("is this red ?")
-        page.keyboard.press("Enter")
-        page.wait_for_url(re.compile(r"(?=.*i=upload%3A)(?=.*q=text%3A)"), timeout=60_000)
-        browser.close()
+        expect(page.get_by_text("image b.png cannot be read")).to_have_count(0)
+    page.get_by_role("textbox", name="Your question").fill("is this red ?")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"(?=.*i=upload%3A)(?=.*q=text%3A)"), timeout=60_000)
+    page.close()

@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from workbench import figures
 from workbench.errors import RunError
 from workbench.figures import browser
 from workbench.figures.caption import Caption, seed_words
+from workbench.figures.latex import latex_table
 from workbench.figures.paper import columns_of, export, paper_figure, unique_names
 from workbench.figures.point_table import drawn_points
 
@@ -121,6 +123,30 @@ def test_a_figure_with_an_image_comes_with_its_json(tmp_path: Path, monkeypatch:
     done = subprocess.run([sys.executable, "map.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "map.html").exists()
+
+
+def test_maps_of_words_and_of_colors_have_points_and_tables(tmp_path: Path) -> None:
+    colors = np.array([[[255, 0, 1], [0, 128, 255]]], np.uint8)
+    points = drawn_points(go.Figure(go.Image(z=colors, x0=3, dx=2)))
+    assert points[["x", "y", "label"]].to_numpy().tolist() == [[3, 0, "#ff0001"], [5, 0, "#0080ff"]]
+    plain = figures.Overlay("a", np.zeros((6, 6, 3), np.uint8), np.full((1, 2), np.nan), (0, 0, 1, 1))
+    words = replace(plain, title="b", values=np.array([[0.25, 0.5]]), words=("<eos>", "red"))
+    figure = figures.overlays_on_one_scale([plain, words], (0, 0.5), "p")
+    points = drawn_points(figure)
+    assert points[points["kind"] == "heatmap"]["value"].tolist() == [0.25, 0.5]
+    assert points[points["kind"] == "text"]["label"].tolist() == ["<eos>", "red"]
+    assert columns_of(figure) == 2
+    rows = [line for line in latex_table(figure, "", "x").splitlines() if line.endswith(r"\\")]
+    assert rows == [r"part & y & 1.5 & 4.5 \\", r"b & 3 & $<$eos$>$ & red \\"]
+
+
+def test_the_caption_says_where_the_slider_is_and_the_paper_has_none() -> None:
+    image = np.zeros((6, 6, 3), np.uint8)
+    by_layer = {n: figures.Overlay("a", image, np.full((1, 2), n / 10), (0, 0, 1, 1)) for n in (1, 2, 3)}
+    figure = figures.layered_overlays([[by_layer]])
+    assert ". Layer 2. " in CAPTION.of(figure)
+    assert set(drawn_points(figure)["value"]) == {0.2}
+    assert "sliders" not in paper_figure(figure)["layout"]
 
 
 def test_a_latex_table_has_every_number_and_no_special_character(tmp_path: Path) -> None:
