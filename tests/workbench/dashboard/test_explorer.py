@@ -505,6 +505,8 @@ def test_ones_own_image_in_a_real_browser(opened: tuple[str, Any]) -> None:
     page = browser.new_page(viewport={"width": 1440, "height": 1400})
     page.goto(f"{address}/explorer")
     expect(page.locator("canvas.map").nth(1)).to_be_visible(timeout=90_000)
+    page.get_by_role("group", name="Images of the data set").get_by_role("button").nth(2).click()
+    page.wait_for_url(re.compile("i=val-0-00002"), timeout=60_000)
     page.get_by_role("button", name="Your own image").click()
     upload = page.locator("input[type=file]")
     content = file_of(Image.new("RGB", (300, 150), "purple"))
@@ -518,8 +520,6 @@ def test_ones_own_image_in_a_real_browser(opened: tuple[str, Any]) -> None:
     page.get_by_role("button", name="Back to the data set").click()
     expect(page.get_by_text("Right answer:").first).to_be_visible(timeout=60_000)
     assert "upload" not in page.url
-    page.get_by_role("group", name="Images of the data set").get_by_role("button").nth(2).click()
-    page.wait_for_url(re.compile("i=val-0-00002"), timeout=60_000)
     assert page.locator("[data-testid=stAlert]").count() == 0
     upload.set_input_files({"name": "b.png", "mimeType": "image/png", "buffer": b"no image"})
     expect(page.get_by_text("image b.png cannot be read")).to_be_visible(timeout=60_000)
