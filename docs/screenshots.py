@@ -57,12 +57,16 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
         for scene in options.scenes:
             root = options.runs if scene == "stored" else staged(scene, options.runs, Path(folder) / scene)
+            query = options.query
+            if scene == "many":
+                names = sorted(file.parent.name for file in root.glob("*/training.json"))
+                query = query or "&".join([f"b={FIRST}", *(f"m={name}" for name in names if name != FIRST)])
             with dashboard(root) as address:
-                _take(browser, address, options, scene)
+                _take(browser, address, options, scene, query)
         browser.close()
 
 
-def _take(browser: Browser, address: str, options: argparse.Namespace, scene: str) -> None:
+def _take(browser: Browser, address: str, options: argparse.Namespace, scene: str, chosen: str) -> None:
     prefix = "" if scene == "stored" else f"{scene}-"
     for theme in options.themes:
         for width in options.widths:
@@ -72,7 +76,7 @@ def _take(browser: Browser, address: str, options: argparse.Namespace, scene: st
                     continue  # there are no weights in the other scenes
                 path, _, query = PAGES[name].partition("?")
                 page.set_viewport_size({"width": WIDTHS[width], "height": HEIGHT})
-                page.goto(f"{address}/{path}?{'&'.join(filter(None, (query, options.query)))}")
+                page.goto(f"{address}/{path}?{'&'.join(filter(None, (query, chosen)))}")
                 _wait_until_drawn(page)
                 if not options.first:
                     _fit(page, WIDTHS[width])
@@ -94,23 +98,17 @@ def staged(scene: str, runs: Path, root: Path) -> Path:
 
 
 def _many(root: Path) -> None:
-    """Add copies of both models with other seeds, and of the second with other weights: twelve models in all."""
-    for seed in (1, 2, 3):
-        for name in (FIRST, SECOND):
-            _copy(root, name, f"{name}-s{seed}", seed=seed)
-    for weight in (0.1, 0.2, 1.0, 2.0):
-        _copy(root, SECOND, f"{SECOND}_w{weight}", weight=weight)
+    """Add copies of the second model that were trained with other weights, as far as the pages know: twelve in all."""
+    for number in range(10):
+        _copy(root, SECOND, f"{SECOND}_w{0.1 * 2**number:g}", weight=0.1 * 2**number)
 
 
-def _copy(root: Path, name: str, new: str, *, seed: int | None = None, weight: float | None = None) -> None:
-    """Copy a training and its stored analyses, with another seed or weight in the recipe."""
+def _copy(root: Path, name: str, new: str, *, weight: float) -> None:
+    """Copy a training and its stored analyses, with another weight in the recipe."""
     shutil.copytree(root / name, root / new)
     file = root / new / "training.json"
     record = json.loads(file.read_text())
-    if seed is not None:
-        record["recipe"]["seed"] = seed
-    if weight is not None:
-        record["recipe"]["alignment"]["weight"] = weight
+    record["recipe"]["alignment"]["weight"] = weight
     file.write_text(json.dumps(record))
     (root / new / "recipe.yaml").write_text(yaml.safe_dump(record["recipe"]))
     for run in list(root.glob("*/run.json")):

@@ -184,9 +184,10 @@ def what_was_compared(first: Trained, second: Trained, seeds: Sequence[int] = ()
         for key in rest[:LISTED]
     ]
     parts += [f"{len(rest) - LISTED} more keys of the recipe differ"] * (len(rest) > LISTED)
-    same_data = first.record.get("data") == second.record.get("data")
+    contents = {model.record.get("data") for model in (first, second)}  # None while a model is being trained
+    same_data = len(contents) == 1
     # the seed may decide which training data are drawn
-    if not same_data and not any(key.startswith("data.") or key == "seed" for key in rest):
+    if not same_data and None not in contents and not any(key.startswith("data.") or key == "seed" for key in rest):
         parts.append("the content of their training data differs")
     words_of = _shared(first)
     if len(seeds) > 1:

@@ -11,10 +11,8 @@ import streamlit as st
 
 from workbench.dashboard import claims
 from workbench.dashboard.new_run import job_queue, new_run, start_button
-from workbench.dashboard.site import Site, choice, plain
-from workbench.files import whole_parquet
+from workbench.dashboard.site import Site, choice, plain, unusable
 from workbench.overview.differences import Pair
-from workbench.overview.models import files_below
 from workbench.overview.report import selection_report
 from workbench.overview.stored import StoredRun, options_text
 
@@ -31,18 +29,9 @@ def page(site: Site) -> None:
 
 def _runs(site: Site) -> None:
     """Draw every stored analysis and everything that cannot be read."""
-    broken = [*site.stored.broken]
-    damaged = {model.key: model.why for model in site.models.by_key.values() if model.state == "damaged"}
-    stale = [run for run in site.stored.runs if run.stale]
-    files = files_below(site.root, "sweep-*.parquet")
-    sweeps = [str(file.relative_to(site.root)) for file in files if not whole_parquet(file)]
-    count = len(damaged) + len(broken) + len(stale) + len(sweeps)
-    st.markdown(f"{len(site.stored.runs)} analyses are stored; {count} files or folders cannot be used.")
-    if count:
-        rows = [{"name": key, "why": why} for key, why in damaged.items()]
-        rows += [{"name": each.name, "why": each.why} for each in broken]
-        rows += [{"name": run.folder.name, "why": f"{run.model} was trained anew after it"} for run in stale]
-        rows += [{"name": name, "why": "damaged: expected the table of a sweep"} for name in sweeps]
+    rows = unusable(site)
+    st.markdown(f"{len(site.stored.runs)} analyses are stored; {len(rows)} files or folders cannot be used.")
+    if rows:
         st.subheader("Not usable")
         st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch")
     if not site.stored.runs:

@@ -9,7 +9,7 @@ from workbench.dashboard import live
 from workbench.dashboard.glossary import meaning
 from workbench.dashboard.models import training_curves
 from workbench.dashboard.papers import chart, seeds_of
-from workbench.dashboard.site import Site, once, plain
+from workbench.dashboard.site import Site, once, plain, unusable
 from workbench.dashboard.stories import stamp, story_of
 from workbench.dashboard.thumbnails import disagreements
 from workbench.figures.caption import Caption
@@ -28,6 +28,7 @@ def page(site: Site) -> None:
     running = live.demo()
     if site.pair is None:
         _before(site, running)
+        _unusable(site)
         return
     story = story_of(site, site.pair)
     st.title(plain(story.title))
@@ -35,7 +36,8 @@ def page(site: Site) -> None:
     _cards(site, story)
     st.markdown(f"**{plain(story.finding)}** {plain(story.caveat)}")
     for sentence in story.left_out:
-        st.caption(f"{plain(sentence)}")
+        st.caption(plain(sentence[:1].upper() + sentence[1:]))
+    _unusable(site)
     if live.unfinished(site):
         training_curves(site, site.chosen, few=True)
     _charts(site, story)
@@ -57,6 +59,13 @@ def _before(site: Site, running: bool) -> None:
     training_curves(site, list(site.models.by_key)[:6], few=True)
 
 
+def _unusable(site: Site) -> None:
+    """Draw a link to the list of what cannot be read, if there is anything."""
+    if count := len(unusable(site)):
+        what = f"{count} files or folders" if count > 1 else "One file or folder"
+        site.link("evidence", f"{what} cannot be used: which, and why →", part="runs")
+
+
 def _cards(site: Site, story: Story) -> None:
     for column, card in zip(st.columns(3, border=True), story.cards, strict=True):
         with column:
@@ -67,9 +76,12 @@ def _card(site: Site, card: Card) -> None:
     help_of = {"layers": "CKNNA", "models": "accuracy", "examples": "chance"}
     st.caption(f"{plain(card.title)}", help=meaning(help_of[card.page]))
     st.markdown(f"## {plain(card.value)}")
-    if card.missing:
+    if card.missing.startswith("python"):
         st.caption("To get it:")
         st.code(card.missing, language="bash", wrap_lines=True)
+        return
+    if card.missing:
+        st.caption(plain(card.missing))
         return
     st.markdown(f"{plain(card.change)}  \n:gray[{plain(card.chance)}]")
     site.link(

@@ -12,17 +12,19 @@ import streamlit as st
 
 from workbench import figures
 from workbench.dashboard import live, one_model
+from workbench.dashboard.folders import below_root
 from workbench.dashboard.glossary import meaning
 from workbench.dashboard.papers import chart, seeds_of
-from workbench.dashboard.site import Site, cached, choice, once, plain
+from workbench.dashboard.site import Site, cached, choice, once, plain, sweeps
 from workbench.dashboard.stories import stamp, story_of
 from workbench.errors import one_line
 from workbench.figures.caption import Caption
 from workbench.overview import table as tables
 from workbench.overview.measures import images_words
-from workbench.overview.models import Model, Models, files_below
+from workbench.overview.models import Model, Models
 from workbench.training_folder import MEAN, cknna_log, evaluated_on, score_log
 
+REASONS = 6  # why models are damaged, at most; Evidence has all
 OPENED = 4  # links to pages of single models, at most
 OF_A_SWEEP = ("variant", "type", "against", "seeds", "n", "chance", "accuracy", "low", "high", "difference")  # columns
 
@@ -93,6 +95,8 @@ def _table(site: Site) -> None:
         height=min(38 + 35 * max(1, len(shown)), 460),
     )
     st.caption(_about(site, shown, by_seed))
+    for key in [] if by_seed else shown[name][shown["why"] != ""].head(REASONS):
+        st.caption(plain(f"{key}: {site.models.by_key[key].why}"))
     chosen = [str(shown[name].iloc[row]) for row in event["selection"]["rows"]]
     keys = [model.key for each in chosen for model in site.models.variants[each]] if by_seed else chosen
     if not keys:
@@ -316,16 +320,17 @@ def _warnings(models: Sequence[Model]) -> None:
 
 def _sweeps(site: Site) -> None:
     """Draw the tables that `python -m trainer.sweep` stored."""
-    files = {str(f.relative_to(site.root).with_suffix("")): f for f in files_below(site.root, "sweep-*.parquet")}
-    if not files:
+    whole = sweeps(site.root)
+    if not whole:
         return
     st.subheader("Sweeps")
-    name = choice("sweep", list(files), next(iter(files)), "Sweep")
+    name = choice("sweep", list(whole), next(iter(whole)), "Sweep")
     try:
-        table = pd.read_parquet(files[name])
+        table = pd.read_parquet(below_root(f"{name}.parquet"))
         table[list(OF_A_SWEEP)]
     except (OSError, ValueError, KeyError) as error:
-        st.warning(plain(f"{name} cannot be read ({one_line(error)}): expected the table of a sweep."))
+        why = one_line(error) if whole[name] else "it is damaged"
+        st.warning(plain(f"{name} cannot be read ({why}): expected the table of a sweep."))
         return
     kinds = list(dict.fromkeys(table["type"]))
     kind = choice("type", kinds, MEAN if MEAN in kinds else kinds[0], "Question type")

@@ -37,7 +37,8 @@ def heading(site: Site, model: Model) -> None:
         site.link("models", "← All models")
         if model.key != site.baseline:
             site.link("home", f"Compare it with {plain(site.baseline)} →", m=[model.key], **{"with": None})
-        site.link("explorer", "Ask it about an image →", em=model.key)
+        if model.state == "finished":
+            site.link("explorer", "Ask it about an image →", em=model.key)
 
 
 def _sentence(model: Model) -> str:

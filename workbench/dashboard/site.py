@@ -19,8 +19,9 @@ from streamlit.navigation.page import StreamlitPage
 from workbench.dashboard.folders import runs_root
 from workbench.data.base import content_hash
 from workbench.figures import model_colors, plain_name
+from workbench.files import whole_parquet
 from workbench.overview.differences import Pair, pairs_of
-from workbench.overview.models import Models, read_models
+from workbench.overview.models import Models, files_below, read_models
 from workbench.overview.stored import Stored, read_stored
 
 T = TypeVar("T")
@@ -78,6 +79,26 @@ def read_site() -> Site:
     models = read_models(root, stored.runs)
     colors = model_colors({name: [model.key for model in of] for name, of in models.variants.items()})
     return Site(root, stored, models, colors | {plain_name(name): color for name, color in colors.items()})
+
+
+def sweeps(root: Path) -> dict[str, bool]:
+    """Return {name of a sweep's table: whether the file is whole}, whole ones first."""
+    files = files_below(root, "sweep-*.parquet")
+    whole = {file.relative_to(root).with_suffix("").as_posix(): whole_parquet(file) for file in files}
+    return dict(sorted(whole.items(), key=lambda item: not item[1]))
+
+
+def unusable(site: Site) -> list[dict[str, str]]:
+    """Return name and reason of each model, analysis and sweep that cannot be used."""
+    rows = [{"name": m.key, "why": m.why} for m in site.models.by_key.values() if m.state == "damaged"]
+    rows += [{"name": each.name, "why": each.why} for each in site.stored.broken]
+    rows += [
+        {"name": r.folder.name, "why": f"{r.model} was trained anew after it"} for r in site.stored.runs if r.stale
+    ]
+    damaged = "is damaged: expected the table of a sweep"
+    return rows + [
+        {"name": name, "why": f"{name}.parquet {damaged}"} for name, whole in sweeps(site.root).items() if not whole
+    ]
 
 
 # --- what is chosen -------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
         marker=marker,
         hovertemplate="chance %{y:.3f}",
     )
-    figure.update_xaxes(tickvals=x, ticktext=categories, showgrid=False)
+    figure.update_xaxes(tickvals=x, ticktext=categories, showgrid=False, range=[-0.5, len(x) - 0.5], automargin=True)
     figure.update_yaxes(range=[0, 1.03])
     return figure
 

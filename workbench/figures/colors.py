@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,7 +10,8 @@ from workbench.figures.template import COLORS
 
 # Okabe and Ito's, as in COLORS, then hues between them
 HUES = (*COLORS, "#7b61c4", "#a0522d", "#6f7f00", "#c2185b", "#00838f", "#5c6bc0")
-LIGHTNESS = (0.0, 0.12, -0.1, 0.2, -0.16, 0.26)  # of the seeds of a variant, in turn; the first has the hue itself
+BRIGHTNESS = (1.0, 0.0, 0.66, 0.33, 0.83, 0.16)  # of the further seeds of a variant, in turn; the first has the hue
+DARKEST, BRIGHTEST = 0.125, 0.295  # relative luminance with at least 3 : 1 on the dark and on the white background
 
 _chosen: ContextVar[Mapping[str, str]] = ContextVar("colors of models", default={})  # noqa: B039  (never changed)
 
@@ -27,16 +27,28 @@ def model_colors(variants: Mapping[str, Sequence[str]]) -> dict[str, str]:
     colors: dict[str, str] = {}
     for number, (variant, keys) in enumerate(variants.items()):
         hue = HUES[number % len(HUES)]
-        colors |= {key: _lighter(hue, LIGHTNESS[seed % len(LIGHTNESS)]) for seed, key in enumerate(keys)}
+        colors |= {
+            key: _of_brightness(hue, BRIGHTNESS[(seed - 1) % len(BRIGHTNESS)]) if seed else hue
+            for seed, key in enumerate(keys)
+        }
         colors.setdefault(variant, hue)
     return colors
 
 
-def _lighter(color: str, by: float) -> str:
-    """Return a color with its lightness (0 to 1) changed by `by`, kept where it is visible on white and on black."""
-    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    parts = colorsys.hls_to_rgb(hue, min(0.78, max(0.17, lightness + by)) if by else lightness, saturation)
+def _of_brightness(color: str, share: float) -> str:
+    """Return a color with another brightness: `share` of the way from DARKEST to BRIGHTEST.
+
+    It is mixed with black or with white in linear light, so that it has exactly that relative luminance (WCAG).
+    """
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    is_now = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    wanted = DARKEST + share * (BRIGHTEST - DARKEST)
+    if wanted < is_now:
+        linear = [part * wanted / is_now for part in linear]
+    else:
+        linear = [part + (1 - part) * (wanted - is_now) / (1 - is_now) for part in linear]
+    parts = [12.92 * part if part <= 0.0031308 else 1.055 * part ** (1 / 2.4) - 0.055 for part in linear]
     return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
 
 

@@ -196,6 +196,8 @@ def read_answers(model: Model) -> pd.DataFrame:
     """
     if model.folder is None:
         raise RunError(f"no answers of {model.key} are stored: expected its training folder in this runs folder")
+    if model.state == "training":
+        raise RunError("it is still being trained, and stores its answers at the end")
     file = model.folder / EVALUATION_FILE
     return _answers(file, file.stat().st_mtime_ns if file.exists() else 0)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -169,8 +171,7 @@ def alignment_of(pair: Pair, stored: Stored, layer: int | None = None) -> Alignm
 
 def _alignment_card(pair: Pair, alignment: Alignment | None) -> Card:
     if alignment is None:
-        command = f"python -m analyses.cknna --model {' '.join(pair.keys)}"
-        return Card("Alignment (CKNNA)", "not measured yet", page="layers", missing=command)
+        return Card("Alignment (CKNNA)", "not measured yet", page="layers", missing=_measuring(pair))
     at = alignment.curves[alignment.curves["at"] == alignment.layer].set_index("name")
     change = alignment.changes.set_index("layer").loc[alignment.layer]
     return Card(
@@ -180,6 +181,16 @@ def _alignment_card(pair: Pair, alignment: Alignment | None) -> Card:
         f"chance {at['chance'].max():.3f} (95th percentile)",
         "layers",
     )
+
+
+def _measuring(pair: Pair) -> str:
+    """Return the command that measures CKNNA and stores it in the folder of the models."""
+    words, first = ["python", "-m", "analyses.cknna", "--model"], pair.first[0]
+    folders = {model.key: str(model.folder or model.key) for models in pair.shared for model in models}
+    words += [folders[key] for key in pair.keys]
+    if first.folder is not None:
+        words += ["--output_dir", str(first.folder.parents[len(Path(first.key).parts) - 1])]
+    return shlex.join(words)
 
 
 def _accuracy_card(pair: Pair, answers: Answered | None) -> Card:

@@ -64,6 +64,7 @@ def test_texts_can_be_read(theme: str) -> None:
 @pytest.mark.parametrize("theme", THEMES)
 def test_lines_and_marks_of_charts_can_be_seen(theme: str) -> None:
     behind = parts(THEMES[theme]["backgroundColor"])
-    drawn = {GRAY, *COLORS, *HUES, *(model_colors({f"v{i}": [f"v{i}"] for i in range(12)}).values())}
+    models = model_colors({f"v{i}": [f"v{i}-s{seed}" for seed in range(7)] for i in range(12)})
+    drawn = {GRAY, *COLORS, *HUES, *models.values()}
     for color in drawn:
         assert contrast(parts(color), behind) >= GRAPHICS, color

@@ -242,7 +242,7 @@ def test_evidence_lists_what_cannot_be_read(two: Path, monkeypatch: pytest.Monke
         open_page(name, two, monkeypatch)
     app = open_page("evidence", two, monkeypatch, part="runs")
     broken = app.dataframe[0].value.set_index("name")["why"]
-    assert set(broken.index) == {"cut", "short", "cknna-0123456789ab", "sweep-x.parquet"}
+    assert set(broken.index) == {"cut", "short", "cknna-0123456789ab", "sweep-x"}
     assert broken["short"] == "evaluation.parquet is damaged: expected a parquet file"
     assert len(app.dataframe[1].value) == 2
     models = open_page("models", two, monkeypatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,7 +111,28 @@ def test_no_difference_is_called_one(tmp_path: Path) -> None:
     train(tmp_path, "viral", right=[*right(0.5, 0.5)[:-1], True], aligned=True)
     pair, stored = one_pair(tmp_path)
     assert tell(pair, stored).finding == ("These questions do not show which of baseline and viral is more accurate.")
-    assert tell(pair, stored).cards[0].missing.startswith("python -m analyses.cknna --model baseline viral")
+    words = f"python -m analyses.cknna --model {tmp_path}/baseline {tmp_path}/viral --output_dir {tmp_path}"
+    assert tell(pair, stored).cards[0].missing == words
+
+
+def test_a_training_that_still_runs_is_not_said_to_have_other_data(tmp_path: Path) -> None:
+    train(tmp_path, "baseline", right=right(0.5, 0.5))
+    train(tmp_path, "viral", right=(), aligned=True, finished=False)
+    pair, stored = one_pair(tmp_path)
+    story = tell(pair, stored)
+    assert "content of their training data" not in story.compared
+    assert story.left_out == (
+        "the answers of baseline and viral cannot be compared (viral: it is still being trained, and stores its answers"
+        " at the end)",
+    )
+    record = json.loads((tmp_path / "baseline" / "training.json").read_text())
+    train(tmp_path / "other", "viral", right=right(0.5, 0.5), aligned=True)
+    shutil.rmtree(tmp_path / "viral")
+    shutil.move(tmp_path / "other" / "viral", tmp_path / "viral")
+    (tmp_path / "viral" / "training.json").write_text(
+        json.dumps(json.loads((tmp_path / "viral" / "training.json").read_text()) | {"data": record["data"] + "x"})
+    )
+    assert "the content of their training data differs" in tell(*one_pair(tmp_path)).compared
 
 
 def test_seeds_are_paired_and_their_interval_is_students(tmp_path: Path) -> None:
