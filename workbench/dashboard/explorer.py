@@ -98,20 +98,21 @@ def _look(site: Site) -> None:
     answers = st.container(horizontal=True)
     ready: dict[str, tuple[Engine, Look]] = {}
     loaded: set[str] = st.session_state.setdefault("loaded", set())
+    stored = {key: st.empty() for key in keys}
     for key in keys:
-        stored = st.empty()
+        if key not in loaded:  # it takes seconds to load; what its training stored is here at once
+            with stored[key].container():
+                _stored_answer(site, key, asked)
+    for key in keys:
         try:
-            if key not in loaded:  # it takes seconds to load; what its training stored is here at once
-                with stored.container():
-                    _stored_answer(site, key, asked)
             with st.spinner(f"Asking {key}"):
                 model = engine.engine_of(site, key)
                 ready[key] = model, engine.seen_by(model, asked.image, asked.pixels, asked.sample)
             loaded.add(key)
-            stored.empty()
+            stored[key].empty()
         except WorkbenchError as error:
             loaded.discard(key)
-            with stored.container():
+            with stored[key].container():
                 st.warning(f"{plain(key)} cannot be asked: {plain(error)}")
                 _stored_answer(site, key, asked)
     if not ready:
@@ -212,7 +213,11 @@ def _inside(site: Site, ready: Mapping[str, tuple[Engine, Look]], asked: Asked, 
     now = _current(start | chosen, seen, layer)
     models = tuple((name, model.mllm.fingerprint, site.colors.get(name, "")) for name, (model, _) in ready.items())
     data = dict(_data(models, asked.pixels, asked.key, vfm, _parts(now, seen), layer, seen, asked))
-    data["panels"] = [panel | _beside(site, panel, vfm) for panel in data["panels"]]
+    runs_here = tuple((run.key, run.changed) for run in site.stored.runs if run.analysis in ("attention", "cknna"))
+    data["panels"] = [
+        panel | _beside(model, asked.pixels, asked.key, vfm, runs_here, site, panel)
+        for model, panel in zip(models, data["panels"], strict=True)
+    ]
     result = viewer.viewer({**data, "start": start}, VIEWER)
     state = {name: str(result[name]) for name in viewer.STATE if name in result}
     if any(st.query_params.get(name) != value for name, value in state.items()):
@@ -223,12 +228,21 @@ def _inside(site: Site, ready: Mapping[str, tuple[Engine, Look]], asked: Asked, 
     again.draw(engines, seen, asked, now)
 
 
-def _beside(site: Site, panel: Mapping[str, Any], vfm: str) -> dict[str, Any]:
+@cached
+def _beside(
+    model: tuple[str, str, str],
+    pixels: bytes,
+    question: tuple[object, ...],
+    vfm: str,
+    stored: tuple[object, ...],
+    _site: Site,
+    _panel: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return what stored runs say about a model: its ranked heads, and the CKNNA of other images."""
-    more: dict[str, Any] = {"ranked": [asdict(head) for head in ranked_heads(site, panel["name"])]}
-    if panel["aligned"]:
-        aligned = Alignment(panel["aligned"]["s"], panel["aligned"]["chance"])
-        spread = spread_of(site, panel["name"], vfm, aligned)
+    more: dict[str, Any] = {"ranked": [asdict(head) for head in ranked_heads(_site, model[0])]}
+    if _panel["aligned"]:
+        aligned = Alignment(_panel["aligned"]["s"], _panel["aligned"]["chance"])
+        spread = spread_of(_site, model[0], vfm, aligned)
         more["spread"] = spread and asdict(spread)
     return more
 

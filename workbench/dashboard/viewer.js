@@ -411,7 +411,12 @@ export default function viewer({ data, parentElement, setStateValue }) {
     } else if (state.show === 'similarity') {
       if (!panel.cosine) read.append(line('A token is zero, so it has no direction to compare.'));
       else if (!values) read.append(line('…'));
-      else read.append(line(`Cosine of two tokens here: ${values.alike.toFixed(2)} on average`, 'what a pair has by chance'));
+      else {
+        const most = [...values.values.keys()].filter((n) => n !== patch).sort((a, b) => values.values[b] - values.values[a]).slice(0, 3);
+        const place = (n) => `row ${Math.floor(n / panel.x.length)}, column ${n % panel.x.length} (${values.values[n].toFixed(2)})`;
+        read.append(line(`Cosine of two tokens here: ${values.alike.toFixed(2)} on average`, 'what a pair has by chance'),
+          line(`Most similar to the framed patch: ${most.map(place).join(' · ')}`));
+      }
     } else if (state.show === 'pca') {
       read.append(line(data.basis + '.'));
     } else if (!panel.words) {

@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from streamlit.testing.v1 import AppTest
 
 from tests.workbench.dashboard.test_dashboard import CHROMIUM, chromium_or_skip, open_page, serve, share, text_of
@@ -185,6 +186,7 @@ def test_heads_are_ranked_by_the_newest_run_that_read_the_end_of_the_question(tm
         pd.DataFrame([{"rank": n, "layer": 2, "head": head} | numbers for n, head in enumerate(heads)]).to_parquet(
             folder / "heads.parquet"
         )
+        save_file({"values": torch.zeros(1)}, folder / "tensors.safetensors")
         record = {"analysis": "attention", "model": "m", "label": "m", "config": config, "key": key, "seed": 0}
         record |= {"tables": ["heads"], "created": created, "data": "shapes:val"}
         (folder / "run.json").write_text(json.dumps(record))
