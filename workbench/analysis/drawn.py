@@ -21,6 +21,7 @@ from workbench.analysis.discover import load_analysis
 from workbench.analysis.exported import caption_of
 from workbench.errors import WorkbenchError
 from workbench.options import Range, ranges, texts
+from workbench.vfm import CATALOGUE as VFMS
 
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,10 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def options_of(config: type[Any]) -> list[dict[str, Any]]:
-    """Return the fields of a Config: name, kind (bool, int, float, choice, words or text), default, help and limits."""
+    """Return the fields of a Config: name, kind (bool, int, float, choice, words or text), default, help and limits.
+
+    The choices of a field are all that it accepts if its kind is choice, else names that are known to work.
+    """
     hints, allowed, helps = get_type_hints(config), ranges(config), texts(config)
     fields = []
     for field in dataclasses.fields(config):
@@ -57,6 +61,8 @@ def options_of(config: type[Any]) -> list[dict[str, Any]]:
             if isinstance(field.default, tuple)
             else "text"
         )
+        if field.name == "vfm" and not choices:
+            choices = VFMS.names()
         low, high = (None if isinf(end) else end for end in (limits.low, limits.high))
         fields.append(
             {

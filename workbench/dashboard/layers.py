@@ -217,7 +217,9 @@ def _score(site: Site, measure: Measure, layer: int) -> None:
         seeds_of(site, [run.model for run in runs]),
         "images",
     )
-    chart(figure, f"score-{measure.key}", caption, below=_about(runs, table["n_images"]))
+    drawn_as_map = (shown["group"] if "group" in shown else shown["name"]).nunique() > figures.LINES
+    below = _about(runs, table["n_images"], dotted="" if drawn_as_map else "chance")
+    chart(figure, f"score-{measure.key}", caption, below=below)
 
 
 def _series(site: Site, measure: Measure, table: pd.DataFrame) -> str:
@@ -361,11 +363,12 @@ def _about(runs: Sequence[StoredRun], counts: pd.Series, dotted: str = "chance")
 
     Args:
         counts: the number of images of each score; the option `limit` is only the most that there can be.
-        dotted: what the dotted line stands for.
+        dotted: what the dotted line stands for, "" if there is none.
     """
     left_out = [sentence for run in runs for sentence in run.record.get("left_out", [])]
     notes = f" Left out: {'; '.join(dict.fromkeys(left_out))}" if left_out else ""
-    return plain(f"{images_words(counts)} of {runs[0].record.get('data')}, 95 % intervals; dotted: {dotted}.{notes}")
+    over = f"{images_words(counts)} of {runs[0].record.get('data')}, 95 % intervals"
+    return plain(f"{over}{f'; dotted: {dotted}' if dotted else ''}.{notes}")
 
 
 def _range(counts: pd.Series) -> str:

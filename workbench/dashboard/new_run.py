@@ -31,6 +31,9 @@ def new_run(site: Site) -> None:
     except WorkbenchError as error:
         st.error(plain(error))
         return
+    for field in fields:
+        if field["name"] == "data":
+            field["choices"] = _data_sets(site, field["default"])
     flags = [
         _flag(column, field, f"new-{analysis}-{field['name']}")
         for column, field in zip(st.columns(3) * len(fields), fields, strict=False)
@@ -76,10 +79,36 @@ def _flag(column: Any, field: dict[str, Any], key: str) -> list[str]:
     if kind == "choice":
         value = column.selectbox(name, field["choices"], index=field["choices"].index(default), key=key, help=text)
         return [] if value == default else [f"--{name}", value]
+    if field["choices"]:
+        return _named(column, field, key)
     before = " ".join(map(str, default)) if kind == "words" else "" if default is None else str(default)
     value = column.text_input(name, before, key=key, help=text)
     words = value.split() if kind == "words" else [value]  # a path may contain spaces
     return [] if value == before else [f"--{name}", *words]
+
+
+def _data_sets(site: Site, default: object) -> list[str]:
+    """Return the data sets that models or stored analyses of this folder used."""
+    specs = [default, *(model.test_data for model in site.models.by_key.values())]
+    for model in site.models.by_key.values():
+        data = model.recipe.get("data", {})
+        specs += [data.get("val"), data.get("test")]
+    specs += [run.record.get("data") for run in site.stored.runs]
+    return list(dict.fromkeys(spec for spec in specs if spec and isinstance(spec, str)))
+
+
+def _named(column: Any, field: Mapping[str, Any], key: str) -> list[str]:
+    """Draw a field that takes names, known ones or others, and return the words that it adds to the command."""
+    name, default = field["name"], field["default"]
+    if field["kind"] == "words":
+        known = list(dict.fromkeys([*default, *field["choices"]]))
+        values = column.multiselect(name, known, default, key=key, help=field["help"], accept_new_options=True)
+        return [] if values == default else [f"--{name}", *values]
+    known = list(dict.fromkeys([*([default] if default else []), *field["choices"]]))
+    value = column.selectbox(
+        name, known, index=0 if default else None, key=key, help=field["help"], accept_new_options=True
+    )
+    return [] if value in (default, None) else [f"--{name}", value]
 
 
 def start_button(name: str, words: list[str], *, ready: bool, label: str = "Start") -> None:

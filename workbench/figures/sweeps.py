@@ -9,7 +9,7 @@ from pandas.api.types import is_numeric_dtype
 from plotly.subplots import make_subplots
 
 from workbench.figures.colors import color_of
-from workbench.figures.template import COLORS, DASHES, GRAY, plain_name
+from workbench.figures.template import DASHES, GRAY, plain_name
 from workbench.training_folder import BEST_ROW
 
 AXES = {"limit_train": "training images"}
@@ -161,7 +161,7 @@ def sweep_points(table: pd.DataFrame) -> go.Figure:
             "color": GRAY,
         }
         is_reference = rows.get("reference", rows["variant"] == against)
-        colors = [COLORS[0] if reference else COLORS[1] for reference in is_reference]
+        colors = [color_of(name, not reference) for name, reference in zip(rows["variant"], is_reference, strict=True)]
         figure.add_scatter(
             x=score,
             y=rows["variant"],

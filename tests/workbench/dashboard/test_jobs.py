@@ -162,8 +162,10 @@ def test_the_form_of_an_analysis_is_its_command(runs_folder: Path, monkeypatch: 
     assert app.code[-1].value == f"python -m analyses.cknna {models} --output_dir {runs_folder}"
     app.number_input(key="new-cknna-k").set_value(7)
     app.selectbox(key="new-cknna-pooling").set_value("pooled")
+    app.multiselect(key="new-cknna-vfm").set_value(["dinov2-small", "efficientnet-lite0"])
     app.text_input(key="new-cknna-layers").set_value("0 2").run()
-    flags = ["--layers", "0", "2", "--k", "7", "--pooling", "pooled"]
+    assert "shapes:val" in app.selectbox(key="new-cknna-data").options
+    flags = ["--vfm", "dinov2-small", "efficientnet-lite0", "--layers", "0", "2", "--k", "7", "--pooling", "pooled"]
     assert app.code[-1].value == f"python -m analyses.cknna {models} {' '.join(flags)} --output_dir {runs_folder}"
     assert parse(load_analysis("cknna").config, flags, prog="test").k == 7
 
