@@ -15,6 +15,7 @@ from workbench.looking import Look
 from workbench.metrics.geometry import joint_pca_rgb, mean_cosine, similarity_to
 from workbench.mllm.family import Box, VisualTokens
 
+SIDE = 1344  # pixels; an inch of a paper has no more
 Corners = tuple[int, int, int, int]
 Point = tuple[float, float]
 
@@ -53,10 +54,12 @@ def view_figure(shown: Shown, seen: Mapping[str, Look], image: Image.Image, vfm:
     Args:
         shown: what is chosen.
         seen: {model: what it did}; one that has no such layer, token or head is left out.
-        image: upright and in RGB.
+        image: upright and in RGB; drawn at most SIDE pixels wide and high, in which places of patches are.
         vfm: what similarity and principal components show beside the models.
     """
-    pixels = np.asarray(image)
+    small = image.copy()
+    small.thumbnail((SIDE, SIDE))
+    pixels = np.asarray(small)
     first = next(iter(seen.values())).place
     frame, point = _frame(first, shown.corners), _center(first, shown.corners)
     plain = _over(Overlay("Image", pixels, np.full(_grid(first), np.nan), first.box, frame=frame), first)

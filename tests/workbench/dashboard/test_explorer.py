@@ -114,6 +114,8 @@ def test_the_saved_figure_has_the_numbers_of_the_library(seen: Look) -> None:
     best = [seen.words.texts[token] for token in seen.words.ids[2, :, 0].tolist()]
     assert all(best[n].startswith(text.rstrip("…")) for n, text in enumerate(words["label"].dropna()))
     assert words["value"].dropna().to_numpy() == pytest.approx(seen.words.probabilities[2, :, 0].numpy())
+    large = view_figure(Shown("pca", 2, 0, None, corners), {"m": seen}, Image.new("RGB", (6000, 3000)), None)
+    assert len(large.to_json()) < 100_000
     assert what_is_shown(Shown("attention", 0, 0, None, corners), {"m": seen}) == (
         "Attention from the end of the question on each patch, layer 0 (the projector), mean of heads"
     )
