@@ -29,6 +29,7 @@ def page(site: Site) -> None:
     if site.pair is None:
         _before(site, running)
         _unusable(site)
+        live.demo(ended=True)
         return
     story = story_of(site, site.pair)
     st.title(plain(story.title))
@@ -44,6 +45,7 @@ def page(site: Site) -> None:
     if story.answered is not None:
         disagreements(site, story.answered)
     _next(site, story)
+    live.demo(ended=True)
 
 
 def _before(site: Site, running: bool) -> None:

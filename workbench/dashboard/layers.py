@@ -38,6 +38,10 @@ from workbench.overview.measures import (
 from workbench.overview.stored import Stored, StoredRun, options_text
 
 SCORES, DIFFERENCES, IMAGES = "Scores", "Differences", "Single images"
+WEIGHED = (
+    " The mean of these values is the score, in which each class counts the same; so that of a single image can lie"
+    " outside 0 to 1."
+)
 NONE = "No analysis of these models is stored yet. `{}` runs them all; Evidence can start a single one."
 
 
@@ -262,7 +266,9 @@ def _images(site: Site, measure: Measure, layer: int) -> None:
             seeds_of(site, [run.model for run in runs]),
             "",
         ),
-        below="A dot is an image, a line the mean" + ("." if level is None else f"; dotted: {dotted}."),
+        below="A dot is an image, a line the mean"
+        + ("." if level is None else f"; dotted: {dotted}.")
+        + (WEIGHED if measure.share and not values["value"].between(0, 1).all() else ""),
     )
 
 

@@ -57,12 +57,15 @@ def contents(root: Path) -> frozenset[tuple[str, int]]:
     return frozenset(changes)
 
 
-def demo() -> bool:
-    """Draw the stages of a demo, if this folder has one, and return whether the demo is running."""
+def demo(*, ended: bool = False) -> bool:
+    """Draw the stages of a demo, if this folder has one, and return whether the demo is running.
+
+    Args:
+        ended: draw only a demo that has ended, else only one that has not; a page has one place for each.
+    """
     progress = Progress.read(runs_root())
-    if progress is None:
+    if progress is None or ended != all(stage.state == "done" for stage in progress.stages):
         return False
-    ended = all(stage.state == "done" for stage in progress.stages)
     with st.expander("The demo" + (", done" if ended else ""), expanded=not ended):
         st.markdown("\n".join(f"- {MARKS.get(stage.state, '')} {_stage_text(stage)}" for stage in progress.stages))
         if not ended and not progress.alive:

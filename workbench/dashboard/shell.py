@@ -36,6 +36,7 @@ h3 {font-size: 1.08rem !important; padding: .5rem 0 .5rem !important}
 @media (max-width: 640px) {
   [data-testid=stMainBlockContainer] {padding: 3.6rem .8rem 2rem}
   h1 {font-size: 1.35rem !important}
+  [data-testid=stButtonGroup] [role=radiogroup] {flex-wrap: wrap !important; overflow: visible !important}
 }
 </style>""".replace("$quiet", str(QUIET)).replace("$button", BUTTON)
 

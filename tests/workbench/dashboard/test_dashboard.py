@@ -590,10 +590,8 @@ def wait_until_drawn(page: Page) -> None:
 @pytest.mark.parametrize(
     ("path", "change", "written"),
     [
-        ("models", lambda page: page.get_by_label("Find a model").fill("vir"), "find=vir"),
         ("layers", lambda page: page.get_by_text("Single images").click(), "shown=Single"),
         ("examples", lambda page: page.get_by_label("Words in question or answer").fill("1"), "text=1"),
-        ("evidence?part=runs", lambda page: page.get_by_text("Only of the chosen models").click(), "only=true"),
     ],
 )
 def test_a_copied_address_shows_the_same_page_in_another_browser(
