@@ -22,8 +22,15 @@ FILES = (("Recipe", "recipe.yaml", "yaml"), ("Model card", "README.md", "markdow
 def opened(site: Site) -> Model | None:
     """Return the model that the address opens, None if it names none that is here."""
     named = st.query_params.get(ONE)
-    if named is None or named in site.models.by_key:
-        return site.models.by_key[named] if named else None
+    was_open, st.session_state["one-open"] = st.session_state.get("one-open"), named is not None
+    if named is None:
+        if was_open:  # tell the browser, which still has it in its address
+            st.query_params[ONE] = ""
+            del st.query_params[ONE]
+        return None
+    if named in site.models.by_key:
+        st.query_params[ONE] = named  # the browser drops it when the table's widgets, bound to the address, go
+        return site.models.by_key[named]
     complain(ONE, named, "the table of all models")
     del st.query_params[ONE]
     return None
