@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refused, run
 from tests.workbench.dashboard.test_dashboard import CHROMIUM, chromium_or_skip
 from tests.workbench.overview.folders import cknna, train
 from workbench.overview.differences import pairs_of
@@ -95,3 +95,23 @@ def test_every_figure_is_drawn_in_a_browser_without_a_network(two: tuple[Path, s
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         browser.close()
     assert not errors
+
+
+def test_the_command_writes_the_same_report(two: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    root, second = two
+    out = tmp_path_factory.mktemp("out") / "report.html"
+
+    def told(page: str) -> str:
+        return page[page.index('class="cards"') : page.index('id="layers"')]
+
+    done = run("workbench.overview", str(root), "--out", str(out))
+    assert done.stdout.startswith(f"{out}: {second} against baseline, 2 models, ")
+    assert told(out.read_text()) == told(page_of(root, second))
+    run("workbench.overview", str(root), "--baseline", second, "--models", "baseline", "--out", str(out))
+    assert told(out.read_text()) != told(page_of(root, second))
+    before = out.read_bytes()
+    said = refused("workbench.overview", str(root), "--baseline", "baselin", "--models", second, "--out", str(out))
+    assert "model or variant 'baselin'" in said and "did you mean 'baseline'?" in said
+    assert "expected both or neither" in refused("workbench.overview", str(root), "--models", second, "--out", str(out))
+    assert "expected a folder of runs" in refused("workbench.overview", str(root / "nope"), "--out", str(out))
+    assert out.read_bytes() == before
