@@ -116,6 +116,10 @@ def by_layer(measure: Measure, pair: Pair, runs: Mapping[str, StoredRun]) -> pd.
 
 def _over_seeds(measure: Measure, paired: Sequence[tuple[StoredRun, StoredRun]]) -> pd.DataFrame:
     table = scores(measure, [run for runs in paired for run in runs])
+    measured = set(table["model"])  # an analysis may have been run without this measure, as knockout --no-objects
+    paired = [(a, b) for a, b in paired if {a.model, b.model} <= measured]
+    if len(paired) < 2:
+        return pd.DataFrame()
     of_model = table.pivot(index=["series", "layer"], columns="model", values="score")
     of_model = of_model.reindex(table[["series", "layer"]].drop_duplicates().itertuples(index=False, name=None))
     wide = pd.concat([of_model[b.model] - of_model[a.model] for a, b in paired], axis=1).dropna()

@@ -189,6 +189,25 @@ def test_the_strip_is_the_difference_in_standard_errors(two: Path) -> None:
     assert table.loc[1, "score"] == pytest.approx(changes.mean())
 
 
+@pytest.mark.parametrize(("without", "left"), [((), {3}), (("viral-s0",), {2}), (("viral-s0", "baseline-s1"), set())])
+def test_seeds_without_a_measure_take_no_part_in_its_difference(
+    tmp_path: Path, without: tuple[str, ...], left: set[int]
+) -> None:
+    """As where one analysis ran without a part, such as knockout --no-objects: that part has no rows."""
+    for seed in range(3):
+        for name, shift in (("baseline", 0.0), ("viral", 0.1)):
+            aligned = name == "viral"
+            model = f"{name}-s{seed}"
+            train(tmp_path, model, right=right(0.5, 0.5), seed=seed, aligned=aligned)
+            folder = cknna(tmp_path, model, {layer: 0.5 + shift + 0.01 * seed * np.ones(4) for layer in range(2)})
+            if model in without:
+                pd.read_parquet(folder / "scores.parquet").iloc[:0].to_parquet(folder / "scores.parquet")
+    pair, stored = one_pair(tmp_path)
+    assert set(strip(pair, stored, MEASURES)["n"]) == left
+    measure = MEASURES["cknna"]
+    assert set(by_layer(measure, pair, runs_of(stored, measure.analysis, pair.keys))["n"]) == left
+
+
 def test_all_of_this_is_known_without_torch(two: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from workbench.overview.models import read_models; from"
