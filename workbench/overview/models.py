@@ -147,7 +147,8 @@ class Models:
 def read_models(root: Path, stored: Iterable[StoredRun] = ()) -> Models:
     """Return the models of a runs folder, and those that `stored` analyses name and that have no folder there."""
     folders = sorted(
-        {file.parent for file in files_below(root, LOG_FILE, RECORD_FILE)}, key=lambda f: (len(f.parts), f)
+        {file.parent for file in files_below(root, LOG_FILE, RECORD_FILE)},
+        key=lambda f: (len(f.parts), _natural(f.as_posix())),
     )
     models = {}
     for folder in folders:
@@ -245,10 +246,11 @@ def _without_seed(name: str, seed: int | None) -> str:
     return re.sub(rf"[-_.]?s?(?:eed)?[-_]?{seed}$", "", name) or name
 
 
-def _rank(model: Model, variant: str) -> tuple[bool, bool, list[tuple[int, str]]]:
+def _rank(model: Model, variant: str) -> tuple[bool, bool, list[tuple[float, str]]]:
     return model.aligned, model.control, _natural(variant)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts numbers within names by value."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+def _natural(name: str) -> list[tuple[float, str]]:
+    """Return a key that sorts numbers within names, such as 0.25, by value."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [(float(part), part) if part[:1].isdecimal() else (-1, part) for part in parts]

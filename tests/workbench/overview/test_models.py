@@ -37,6 +37,16 @@ def test_trainings_that_differ_in_the_seed_alone_are_one_variant(tmp_path: Path)
     assert models.default() == ("plain-s0", "plain-s1", "near-s0", "near-s1")
 
 
+def test_numbers_in_names_are_sorted_by_value(tmp_path: Path) -> None:
+    names = ["viral_w0.25-s9", "viral_w0.25-s10", "viral_w0.5-s9", "viral_w3.2-s9", "viral_w12.8-s9"]
+    for name in sorted(names):
+        weight, seed = name.removeprefix("viral_w").split("-s")
+        train(tmp_path, name, right=SOME, seed=int(seed), aligned=True, weight=float(weight))
+    models = read_models(tmp_path)
+    assert list(models.by_key) == names
+    assert list(models.variants) == ["viral_w0.25", *names[2:]]
+
+
 def test_a_stage_that_others_start_from_is_not_shown_first(tmp_path: Path) -> None:
     train(tmp_path, "a_stage1", right=SOME)
     folder = train(tmp_path, "baseline", right=SOME)
