@@ -57,6 +57,11 @@ COMMANDS: Mapping[str, Command] = {
         "analyses", "", "run an analysis: viral analyze NAME --model A B; without a name, list them", "analysis"
     ),
     "report": Command("analyses.all", "analyses.all.__main__:Budget", "run all analyses into one HTML file"),
+    "overview": Command(
+        "workbench.overview",
+        "workbench.overview.__main__:Options",
+        "write the short report of two groups of models: viral overview RUNS",
+    ),
     "claims": Command(
         "analyses.claims",
         "analyses.claims.__main__:Options",
