@@ -33,7 +33,7 @@ from workbench.data import load_data
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.data.twins.write import TWINS
 from workbench.errors import ConfigError
-from workbench.intervals import mean_interval, t_interval
+from workbench.intervals import t_interval
 from workbench.mllm import MLLM
 from workbench.training_folder import training_record
 
@@ -114,8 +114,7 @@ def row(name: str, data: BenchmarkDataset, variants: Mapping[str, Sequence[MLLM]
         if len(scores) == 1:
             cells.append(_interval(scores[0]))
             continue
-        mean = mean_interval([score["score"] for score in scores], kind="real")
-        cells.append(f"{mean.estimate:.3f} [{mean.low:.3f}, {mean.high:.3f}], {len(scores)} runs")
+        cells.append(f"{over_runs([score['score'] for score in scores], len(data))}, {len(scores)} runs")
     return cells
 
 
@@ -149,7 +148,12 @@ def _score(of_runs: Sequence[Headline]) -> str:
     first = of_runs[0]
     if len(of_runs) == 1:
         return f"{first.score:.3f} [{first.low:.3f}, {first.high:.3f}]"
-    interval = t_interval([one.score for one in of_runs], bounds=(0, 1), trials=first.n)
+    return over_runs([one.score for one in of_runs], first.n)
+
+
+def over_runs(scores: Sequence[float], n: int) -> str:
+    """Return the mean of the scores of several runs, each of `n` questions, with its interval over runs."""
+    interval = t_interval(scores, bounds=(0, 1), trials=n)
     return f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from benchmarks.twins import by_scorer
+from benchmarks.twins import by_scorer, over_runs
 from tests.conftest import refused
 from workbench.benchmarks.tables import answer_row, scores
 from workbench.data.base import Sample
@@ -39,6 +39,15 @@ def test_runs_are_paired_and_every_scorer_has_a_row() -> None:
     low, high = (float(bound) for bound in rows[0][6].split("[")[1].rstrip("]").split(","))
     assert low < difference.mean() < high
     assert abs((high - low) / 2 - half) < 0.02
+
+
+def test_six_runs_have_students_interval_whatever_their_skewness() -> None:
+    """Near the ends it is in the shape of Wilson's; in the middle it is Student's. One run of six may be far off."""
+    scores = [0.48, 0.49, 0.5, 0.5, 0.51, 0.58]
+    half = stats.t.ppf(0.975, 5) * np.std(scores, ddof=1) / np.sqrt(6)
+    mean, low, high = (float(word.strip("[],")) for word in over_runs(scores, 1000).split())
+    assert mean == pytest.approx(0.51)
+    assert (low, high) == (pytest.approx(0.51 - half, abs=0.002), pytest.approx(0.51 + half, abs=0.002))
 
 
 def test_a_single_run_has_its_interval_over_images_and_no_interval_of_the_difference() -> None:
