@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.benchmark import ANALYSIS
+from analyses.benchmark import ANALYSIS, VERSION
 from tests.conftest import refused, run
 from workbench.benchmarks.tables import answer_row, scores
 from workbench.data import Sample, load_data
@@ -99,7 +99,7 @@ def test_two_models_on_pope(runs_folder: Path, pope: Path, tmp_path: Path) -> No
         assert set(scores["measure"]) >= {"accuracy", "precision", "recall", "F1", "yes-ratio"}
         record = json.loads((folder / "run.json").read_text())
         assert record["prompt"] == "plain"
-        assert record["version"] == 2
+        assert record["version"] == VERSION
         assert "unknown copy" in record["labels"]
     assert "paper: random and popular" in done.stdout
     runs = {run.record["label"]: run for run in map(load, folders)}

@@ -49,7 +49,7 @@ FEW = {
     "analyses.all": ["--limit", "3", "--only", "cknna", "dynamics"],
     "analyses.dynamics": ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5", "--benchmark_limit", "3"],
     "analyses.heads": ["--limit", "3", "--null", "10", "--k", "5"],
-    "analyses.tokens": ["--limit", "3", "--null", "10", "--umap_images", "0"],
+    "analyses.tokens": ["--limit", "3", "--umap_images", "0", "--null", "10"],
     "analyses.patching": ["--limit", "3", "--layers", "2"],
 }
 
