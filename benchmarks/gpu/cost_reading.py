@@ -77,7 +77,7 @@ def capture(bench: Bench) -> None:
             "eager forward": eager,
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(ROUNDS + 1):  # in turns, so that a disturbance affects all of them
+        for turn in range((1 if bench.toy else ROUNDS) + 1):  # in turns, so that a disturbance affects all of them
             for name, action in runs.items():
                 taken = seconds(bench, action)
                 if turn:

@@ -38,7 +38,7 @@ from workbench.vfm import VFM
 BASELINE, CACHED, COMPUTED = "baseline", "VIRAL, VFM cached", "VIRAL, VFM at every step"
 GOAL = 1.03  # times the baseline's time
 WITHIN = 0.1  # relative deviation of the peak memory from the dry run's estimate
-ROUNDS, WARM_UP = 3, 2  # rounds over all variants; first steps of each turn that are not counted
+ROUNDS, WARM_UP = 3, 2  # rounds over all variants (toy size: one); first steps of each turn that are not counted
 WORDS = 120  # words of a conversation, in addition to its 576 visual tokens
 
 
@@ -204,7 +204,7 @@ def _times(bench: Bench, model: Model) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in (BASELINE, CACHED, COMPUTED)}
     loading: dict[str, float] = {}
     sequence = 0
-    for turn in range(ROUNDS):
+    for turn in range(1 if bench.toy else ROUNDS):
         names = list(seconds)
         for name in names[turn:] + names[:turn]:
             if not bench.time_for("training step", 2 if bench.toy else 20, f"{name}, round {turn + 1}"):
