@@ -391,7 +391,17 @@ def test_passes_of_a_seed_are_its_own_and_the_last_step_is_logged(tmp_path: Path
 @pytest.mark.slow
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
     """A file size limit of 4 MB stands for the full disk: the checkpoint does not fit."""
-    words = [sys.executable, "-m", "trainer", recipe("stage1"), *SMALL, "--output_dir", str(tmp_path / "out")]
+    words = [
+        sys.executable,
+        "-m",
+        "trainer",
+        recipe("stage1"),
+        *SMALL,
+        "--save_every",
+        "2",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run(
         ["bash", "-c", f"ulimit -f 4000; exec {shlex.join(words)}"],
         cwd=ROOT,
