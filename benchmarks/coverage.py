@@ -29,8 +29,9 @@ import torch
 
 from benchmarks import published
 from benchmarks.published import Bounds
-from workbench.intervals import FEW_EVENTS, FEW_UNITS, Kind, Sums, bounds_of, t_interval
+from workbench.intervals import FEW_EVENTS, FEW_UNITS, Kind, bounds_of, t_interval
 from workbench.metrics import METRICS
+from workbench.moments import Sums
 from workbench.stats import half_splits, jackknife_ci, split_half_ci
 
 DRAWS = 2000

@@ -18,8 +18,8 @@ from streamlit.navigation.page import StreamlitPage
 
 from workbench.dashboard.folders import runs_root
 from workbench.data.base import content_hash
-from workbench.figures import model_colors, plain_name
 from workbench.files import whole_parquet
+from workbench.overview.charts import colors_of
 from workbench.overview.differences import Pair, pairs_of
 from workbench.overview.models import Models, files_below, read_models
 from workbench.overview.stored import Stored, read_stored
@@ -77,8 +77,7 @@ def read_site() -> Site:
     root = runs_root()
     stored = read_stored(root)
     models = read_models(root, stored.runs)
-    colors = model_colors({name: [model.key for model in of] for name, of in models.variants.items()})
-    return Site(root, stored, models, colors | {plain_name(name): color for name, color in colors.items()})
+    return Site(root, stored, models, colors_of(models))
 
 
 def sweeps(root: Path) -> dict[str, bool]:

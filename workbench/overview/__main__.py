@@ -18,8 +18,8 @@ import tyro
 
 from workbench.cli import command, parse
 from workbench.errors import ConfigError, UnknownNameError
-from workbench.figures.colors import model_colors
 from workbench.files import atomic_file, check_can_make
+from workbench.overview.charts import colors_of
 from workbench.overview.differences import pairs_of
 from workbench.overview.models import Models, read_models
 from workbench.overview.report import selection_report
@@ -60,8 +60,7 @@ def main(argv: list[str]) -> None:
         raise ConfigError(
             f"{options.runs} has {' and '.join(keys) if keys else 'no model'} to report: expected at least two models"
         )
-    colors = model_colors({name: [model.key for model in of] for name, of in models.variants.items()})
-    page = selection_report(options.runs, stored, models, pairs[0], keys, colors)
+    page = selection_report(options.runs, stored, models, pairs[0], keys, colors_of(models))
     with atomic_file(options.out) as file:
         file.write_text(page, encoding="utf-8")
     first, second = pairs[0].names

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pandas as pd
 
 from workbench import figures
+from workbench.overview.models import Models
 from workbench.overview.story import Alignment, Story
 from workbench.training_folder import MEAN
+
+
+def colors_of(models: Models) -> dict[str, str]:
+    """Return {model or variant, also as figures write the name: color} of all models of a runs folder."""
+    colors = figures.model_colors({name: [model.key for model in of] for name, of in models.variants.items()})
+    return colors | {figures.plain_name(name): color for name, color in colors.items()}
 
 
 def types_chart(story: Story) -> figures.Figure:
