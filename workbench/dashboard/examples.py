@@ -200,8 +200,8 @@ def _counts(table: pd.DataFrame, first: str, second: str) -> None:
     a, b = table["first"] > 0.5, table["second"] > 0.5
     counts = pd.DataFrame(
         [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]],
-        index=[f"{first} right", f"{first} wrong"],
-        columns=[f"{second} right", f"{second} wrong"],
+        index=[f"{first} right", "wrong"],
+        columns=[f"{second} right", "wrong"],
     )
     st.caption("Questions" + (", by more than half of the seeds" if set(table["first"].unique()) - {0.0, 1.0} else ""))
     st.dataframe(counts, width="stretch", height=108)
@@ -387,9 +387,9 @@ def _one(site: Site, data: Answered, row: pd.Series, spec: str) -> None:
     for key in data.pair.keys:
         right = bool(full[f"correct:{key}"])
         given, p = full.get(f"given:{key}"), full.get(f"p_right:{key}")
-        words = f" {plain(given)}" if isinstance(given, str) else ""
+        words = f": {plain(given)}" if isinstance(given, str) else ""  # a training of an older version stored none
         chance = f" :gray[p = {p:.2f}]" if isinstance(p, float) else ""
-        st.markdown(f"{':green[✓]' if right else ':red[✗]'} {plain(key)}:{words}{chance}")
+        st.markdown(f"{':green[✓]' if right else ':red[✗]'} {plain(key)}{words}{chance}")
     site.link("explorer", "Look inside both", i=row["image_id"], q=row["id"])
 
 
