@@ -59,6 +59,10 @@ def bounds_of(sums: Sums, kind: Kind, level: float = 0.95) -> tuple[Moments, Bou
     between units and Student's quantile.
     """
     m = moments(sums, kind)
+    return m, _bounds(m, kind, level)
+
+
+def _bounds(m: Moments, kind: Kind, level: float) -> Bounds:
     with np.errstate(invalid="ignore", divide="ignore"):
         if kind == "real":
             low, high = _hall(m, level)
@@ -73,7 +77,7 @@ def bounds_of(sums: Sums, kind: Kind, level: float = 0.95) -> tuple[Moments, Bou
     ends = {"proportion": (0.0, 1.0), "difference": (-1.0, 1.0), "real": (-np.inf, np.inf)}[kind]
     low, high = (np.where(m.units == 1, end, edge) for end, edge in zip(ends, (low, high), strict=True))
     low, high = (np.where(m.units == 0, np.nan, edge.clip(*ends)) for edge in (low, high))
-    return m, (np.fmin(low, m.mean), np.fmax(high, m.mean))
+    return np.fmin(low, m.mean), np.fmax(high, m.mean)
 
 
 def _score_scale(m: Moments, level: float) -> Float[np.ndarray, " column"]:
@@ -225,6 +229,38 @@ def mean_interval(
     """
     array = finite(values)
     return _measured(array[:, None], kind or _kind_of(array), groups, strata, level)[0]
+
+
+def mean_test(
+    values: Sequence[float] | np.ndarray,
+    *,
+    kind: Kind,
+    groups: Sequence[Hashable] | None = None,
+    strata: Sequence[Hashable] | None = None,
+    than: float = 0.0,
+) -> float:
+    """Return the two-sided p of a mean against `than`, from its interval: 1 - the lowest level that includes `than`.
+
+    So p is below 0.05 where `mean_interval` with the same arguments leaves `than` out, and only there.
+
+    Raises:
+        DataError: as `mean_interval`.
+    """
+    array = finite(values)
+    _check_kind(array, kind)
+    m = moments(Sums.of(array[:, None], groups, strata), kind)
+
+    def inside(p: float) -> bool:
+        low, high = _bounds(m, kind, 1 - p)
+        return bool(low[0] <= than <= high[0])
+
+    smallest, largest = -40.0, 0.0  # of log2(p)
+    if inside(1 - 1e-9):
+        return 1.0
+    for _ in range(25):
+        middle = (smallest + largest) / 2
+        smallest, largest = (middle, largest) if inside(2**middle) else (smallest, middle)
+    return float(2**largest)
 
 
 def _kind_of(values: np.ndarray) -> Kind:

@@ -147,7 +147,12 @@ def evaluated_on(recipe: Mapping[str, Any]) -> str:
 
 
 def alignment_words(settings: Mapping[str, Any]) -> str:
-    """Describe the alignment of a training in a few words: target, layer, weight and every other non-default setting.
+    """Describe the alignment of a training in a few words: `alignment_parts`, or that there is none."""
+    return ", ".join(alignment_parts(settings)) or "none"
+
+
+def alignment_parts(settings: Mapping[str, Any]) -> list[str]:
+    """Describe the alignment of a training: target, layer, weight, then every other non-default setting.
 
     Args:
         settings: the section `alignment` of its recipe; a key that it lacks, because it is older, had its default.
@@ -181,7 +186,7 @@ def alignment_words(settings: Mapping[str, Any]) -> str:
             words.append("CLIP-normalized")
     if settings.get("residual", "none") != "none":
         words.append(f"residual {settings['residual']}" + (f", layer {layer}" if not words else ""))
-    return ", ".join(words) or "none"
+    return words
 
 
 def _setting(key: str, value: Any) -> str:

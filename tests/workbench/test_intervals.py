@@ -17,6 +17,7 @@ from workbench.intervals import (
     Kind,
     mean_interval,
     mean_intervals,
+    mean_test,
     sum_interval,
     t_interval,
     t_test,
@@ -312,3 +313,23 @@ def test_the_t_test_is_scipys_and_without_spread_there_is_no_evidence() -> None:
         assert t_test(values, than) == pytest.approx(scipy_stats.ttest_1samp(values, than).pvalue, rel=1e-12)
     assert t_test([0.4, 0.4, 0.4]) == 1.0
     assert t_test([0.4]) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_p_of_a_mean_is_the_level_at_which_its_interval_reaches_zero(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    changes = random.choice([-1.0, 0.0, 1.0], p=[0.1, 0.7, 0.2], size=240)
+    images, types = np.arange(240) // 6, np.arange(240) % 3
+    p = mean_test(changes, kind="difference", groups=list(images), strata=list(types))
+    interval = mean_interval(changes, kind="difference", groups=list(images), strata=list(types), level=1 - p)
+    assert min(abs(interval.low), abs(interval.high)) < 1e-4
+    usual = mean_interval(changes, kind="difference", groups=list(images), strata=list(types))
+    assert (p < 0.05) == (usual.low > 0 or usual.high < 0)
+    assert mean_test(-changes, kind="difference", groups=list(images), strata=list(types)) == pytest.approx(p)
+
+
+def test_the_p_of_a_mean_is_students_without_skewness_and_1_without_a_change() -> None:
+    values = np.array([-2.0, -1.0, 0.0, 1.0, 2.0] * 20) + 0.2
+    expected = scipy_stats.ttest_1samp(values, 0).pvalue
+    assert mean_test(values, kind="real") == pytest.approx(expected, rel=0.05)
+    assert mean_test(np.zeros(50), kind="difference") == 1

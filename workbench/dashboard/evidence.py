@@ -72,7 +72,7 @@ def _row(run: StoredRun) -> dict[str, object]:
         "MB": round(size / 1e6, 2),
         "commit": record.get("git", "")[:8] + (" (dirty)" if record.get("dirty") else ""),
         "key": run.key,
-        "options": options_text(record["config"]),
+        "options": options_text(run),
         "command": shlex.join(record.get("argv", [])),
     }
 

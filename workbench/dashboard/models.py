@@ -65,36 +65,44 @@ def _answer(site: Site) -> None:
 # --- the table ------------------------------------------------------------------------------------
 
 
+def rows_of(site: Site, *, by_seed: bool) -> pd.DataFrame:
+    """Return a row for each model, or for each variant, as `overview.table` has them."""
+    keys = list(site.models.by_key)
+    return _rows(site.models, site.baseline, by_seed, (*stamp(site, keys), *logs_stamp(site, keys)))
+
+
 @cached
 def _rows(_models: Models, baseline: str, by_seed: bool, stamps: tuple[object, ...]) -> pd.DataFrame:
     return tables.variant_rows(_models, baseline) if by_seed else tables.model_rows(_models, baseline)
 
 
 def _table(site: Site) -> None:
-    left, middle, right = st.columns([2, 2, 1], vertical_alignment="bottom")
+    left, middle, right, last = st.columns([2, 2, 1.4, 1], vertical_alignment="bottom")
     text = left.text_input("Find a model", key="find", bind="query-params", placeholder="part of a name or variant")
     variants = list(site.models.variants)
     wanted = middle.multiselect("Variants", variants, key="variant", bind="query-params", placeholder="all")
-    by_seed = right.toggle("Group seeds", key="group", bind="query-params", help=meaning("seed"))
-    stamps = (*stamp(site, list(site.models.by_key)), *logs_stamp(site, list(site.models.by_key)))
-    rows = _rows(site.models, site.baseline, by_seed, stamps)
+    data = list(dict.fromkeys(model.test_data for model in site.models.by_key.values() if model.test_data))
+    asked = right.multiselect("Evaluated on", data, key="on", bind="query-params", placeholder="all")
+    by_seed = last.toggle("Group seeds", key="group", bind="query-params", help=meaning("seed"))
+    rows = rows_of(site, by_seed=by_seed)
     name = "variant" if by_seed else "key"
     shown = rows[rows[name].str.contains(text, case=False, regex=False)] if text else rows
-    if wanted:
-        shown = shown[shown["variant"].isin(wanted)]
+    for column, chosen in (("variant", wanted), ("data", asked)):
+        shown = shown[shown[column].isin(chosen)] if chosen else shown
     first = site.models.by_key[site.baseline].variant if by_seed else site.baseline
     shown = shown.sort_values(name, key=lambda names: names != first, kind="stable", ignore_index=True)
+    alike = _alike(shown)
     event = st.dataframe(
-        shown.drop(columns=["why", "chance"], errors="ignore"),
+        shown.drop(columns=["why", "chance", *alike], errors="ignore"),
         hide_index=True,
         width="stretch",
-        column_config=_columns(site, by_seed),
+        column_config=columns(by_seed=by_seed),
         key=f"models-{by_seed}",
         on_select="rerun",
         selection_mode="multi-row",
         height=min(38 + 35 * max(1, len(shown)), 460),
     )
-    st.caption(_about(site, shown, by_seed))
+    st.caption(_about(shown, by_seed, alike))
     for key in [] if by_seed else shown[name][shown["why"] != ""].head(REASONS):
         st.caption(plain(f"{key}: {site.models.by_key[key].why}"))
     chosen = [str(shown[name].iloc[row]) for row in event["selection"]["rows"]]
@@ -117,13 +125,31 @@ def _compare(site: Site, keys: Sequence[str]) -> None:
     st.session_state["m"] = [key for key in dict.fromkeys([*seeds, *keys]) if key != site.baseline]
 
 
-def _columns(site: Site, by_seed: bool) -> dict[str, Any]:
+def _alike(shown: pd.DataFrame) -> dict[str, str]:
+    """Return {column: its value} of columns that need no place, since all models that have a value have the same."""
+    alike = {}
+    for column in ("objective", "steps", "data"):
+        values = shown[column].dropna().unique()
+        if len(values) == 1 and values[0] != "":
+            words = {"steps": "{:.0f} steps", "objective": "objective {} where there is an alignment loss"}
+            alike[column] = words.get(column, "{}").format(values[0])
+    if "key" in shown and len(shown) and (shown["key"] == shown["variant"]).all():
+        alike["variant"] = ""
+    return alike
+
+
+def columns(*, by_seed: bool) -> dict[str, Any]:
+    """Return how the columns of `rows_of` are shown."""
     config = st.column_config
     over = "over seeds" if by_seed else "over images"
     return {
         "key": config.TextColumn("model", pinned=True),
         "variant": config.TextColumn("variant", pinned=by_seed),
-        "alignment": config.TextColumn("alignment", help=meaning("alignment loss"), width="medium"),
+        "seed": config.NumberColumn("seed", help=meaning("seed")),
+        "target": config.TextColumn("aligned with", help=meaning("alignment loss")),
+        "layer": config.TextColumn("layer", help=meaning("aligned layer")),
+        "weight": config.NumberColumn("weight", help="of the alignment loss"),
+        "data": config.TextColumn("evaluated on"),
         "accuracy": config.NumberColumn("accuracy", help=meaning("accuracy"), format="%.3f"),
         "low": config.NumberColumn("low", help=f"95 % interval {over}", format="%.3f"),
         "high": config.NumberColumn("high", help=f"95 % interval {over}", format="%.3f"),
@@ -141,18 +167,20 @@ def _columns(site: Site, by_seed: bool) -> dict[str, Any]:
     }
 
 
-def _about(site: Site, shown: pd.DataFrame, by_seed: bool) -> str:
-    data = dict.fromkeys(model.test_data for model in site.models.by_key.values() if model.test_data)
+def _about(shown: pd.DataFrame, by_seed: bool, alike: Mapping[str, str]) -> str:
+    data = list(dict.fromkeys(shown["data"][shown["data"].fillna("") != ""]))
     chance = shown["chance"].dropna().unique() if "chance" in shown else np.array([])
     ends = list(dict.fromkeys(f"{level:.3f}" for level in (chance.min(), chance.max()))) if len(chance) else []
     level = f", chance {' to '.join(ends)}" if ends else ""
     over = (
         "seeds; differences are paired by seed, Holm-corrected over the variants"
         if by_seed
-        else ("images, paired by question; they say nothing about other seeds")
+        else ("images, paired by question, and p is Holm-corrected over the models; they say nothing about other seeds")
     )
+    same = ", ".join(value for column, value in alike.items() if value and column != "data")
     return plain(
         f"Accuracy on {', '.join(data) or 'no data yet'}, mean of question types{level}. Intervals are over {over}."
+        + (f" The same for all: {same}." if same else "")
     )
 
 

@@ -21,7 +21,7 @@ from workbench.data.base import content_hash
 from workbench.files import whole_parquet
 from workbench.overview.charts import colors_of
 from workbench.overview.differences import Pair, pairs_of
-from workbench.overview.models import Models, files_below, read_models
+from workbench.overview.models import Models, files_below, read_models, with_variants
 from workbench.overview.stored import Stored, read_stored
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def read_site() -> Site:
     root = runs_root()
     stored = read_stored(root)
     models = read_models(root, stored.runs)
-    return Site(root, stored, models, colors_of(models))
+    return Site(root, with_variants(stored, models), models, colors_of(models))
 
 
 def sweeps(root: Path) -> dict[str, bool]:
@@ -92,7 +92,7 @@ def unusable(site: Site) -> list[dict[str, str]]:
     rows = [{"name": m.key, "why": m.why} for m in site.models.by_key.values() if m.state == "damaged"]
     rows += [{"name": each.name, "why": each.why} for each in site.stored.broken]
     rows += [
-        {"name": r.folder.name, "why": f"{r.model} was trained anew after it"} for r in site.stored.runs if r.stale
+        {"name": r.folder.name, "why": f"{r.retrained} was trained anew after it"} for r in site.stored.runs if r.stale
     ]
     damaged = "is damaged: expected the table of a sweep"
     return rows + [

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 
 from workbench.figures.colors import color_of
 from workbench.figures.layers import layer_axis
-from workbench.figures.template import GRAY, band, new_figure, plain_name, translucent
+from workbench.figures.template import GRAY, band, error_bars, new_figure, plain_name, translucent
+from workbench.intervals import t_interval
 
 LINES = 6  # with more curves, a heat map is drawn
 NAME = 16  # letters of a name at the end of a curve
@@ -175,9 +176,10 @@ def _line(figure: go.Figure, part: pd.DataFrame, name: str, color: str, *, width
         y=part["score"],
         name=plain_name(name),
         legendgroup=name,
-        mode="lines" if thin or len(part) > 20 else "lines+markers",
+        mode="lines" if len(part) > 1 and (thin or len(part) > 20) else "lines+markers",
         line={"color": translucent(color, 0.45) if thin else color, "width": width},
-        marker={"size": 6},
+        marker={"size": 5 if thin else 6},
+        error_y=error_bars(part) | {"color": color} if interval and not thin and len(part) == 1 else None,
         customdata=part[["low", "high", "over"]] if interval else None,
         hovertemplate=f"{hover}<extra></extra>",
     )
@@ -351,15 +353,20 @@ def layer_curves_named(curves: pd.DataFrame, *, y: str, marked: int | None = Non
     """
     lines = curves["group"].nunique() if "group" in curves else curves["name"].nunique()
     if lines > LINES:
-        shown = curves
-        if "group" in curves:
-            shown = (
-                curves.groupby(["group", "at"], sort=False)[["score", "low", "high"]]
-                .mean()
-                .reset_index()
-                .rename(columns={"group": "name"})
-            )
-        return layer_heat(shown, title=y, marked=marked)
+        return layer_heat(_means(curves) if "group" in curves else curves, title=y, marked=marked)
     figure = named_curves(curves, x="layer", y=y, marked=marked, zero=zero)
     layer_axis(figure, curves["at"])
     return figure
+
+
+def _means(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of every group with Student's interval over its curves; that of a single curve as it is."""
+    rows = []
+    for (group, at), part in curves.groupby(["group", "at"], sort=False):
+        scores = part["score"].dropna()
+        row = {"name": group, "at": at, "score": scores.mean(), "low": part["low"].mean(), "high": part["high"].mean()}
+        if len(part) > 1:
+            interval = t_interval(scores) if len(scores) else None
+            row |= {"low": interval.low if interval else np.nan, "high": interval.high if interval else np.nan}
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -21,7 +21,7 @@ from workbench.errors import ConfigError, UnknownNameError
 from workbench.files import atomic_file, check_can_make
 from workbench.overview.charts import colors_of
 from workbench.overview.differences import pairs_of
-from workbench.overview.models import Models, read_models
+from workbench.overview.models import Models, read_models, with_variants
 from workbench.overview.report import selection_report
 from workbench.overview.stored import read_stored
 
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     check_can_make(options.out.parent)
     stored = read_stored(options.runs)
     models = read_models(options.runs, stored.runs)
+    stored = with_variants(stored, models)
     named = [options.baseline, *options.models] if options.baseline else models.default()
     keys = list(dict.fromkeys(key for name in named for key in _keys(models, name)))
     pairs = pairs_of(models, keys[0], keys[1:]) if keys else []

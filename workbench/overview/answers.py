@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.errors import RunError
-from workbench.intervals import Interval, mean_interval
+from workbench.intervals import Interval, mean_interval, mean_test, t_test
 from workbench.overview.differences import Over, Pair, over_seeds
 from workbench.overview.measures import MEASURES, Measure, by_image
 from workbench.overview.models import Model
@@ -72,6 +72,20 @@ class Answered:
         return mean_interval(
             b - a, kind="difference", groups=part["image_id"].tolist(), strata=part["category"].tolist()
         )
+
+    @cached_property
+    def p(self) -> float:
+        """The p of the difference in accuracy, the mean of types, by the method of its interval."""
+        if self.pair.over == "seeds":
+            types = self.table["category"]
+            means = [
+                [self.table[f"correct:{model.key}"].groupby(types).mean().mean() for model in pair]
+                for pair in self.pair.shared
+            ]
+            return t_test([b - a for a, b in means])
+        a, b = (self.table[f"correct:{model.key}"].astype(float) for model in self.pair.shared[0])
+        images, types = self.table["image_id"].tolist(), self.table["category"].tolist()
+        return mean_test(b - a, kind="difference", groups=images, strata=types)
 
     def outcome(self, a: Model, b: Model) -> pd.Series:
         """Return for each question which of two models is right, one of OUTCOMES with their keys."""

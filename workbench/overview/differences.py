@@ -149,7 +149,8 @@ def strip(pair: Pair, stored: Stored, measures: Mapping[str, Measure]) -> pd.Dat
     """Return, for all measures at once, how clearly the two groups differ in each layer.
 
     Returns:
-        Columns measure (key), title, layer, score, low, high, z (difference / its standard error), n, over.
+        Columns measure (key), title, layer, score, low, high, z (difference / its standard error), n, over, and runs,
+        the question of the runs that were compared (`StoredRun.question`).
     """
     parts = []
     for key, measure in measures.items():
@@ -158,8 +159,9 @@ def strip(pair: Pair, stored: Stored, measures: Mapping[str, Measure]) -> pd.Dat
         if len(table):
             titles = [measure.title.format(series=series) for series in table["series"]]
             z = (table["score"] / table["error"].replace(0, np.nan)).mask(table["score"] == 0, 0.0)
-            parts.append(table.assign(measure=key, title=titles, z=z))
-    columns = ["measure", "title", "layer", "score", "low", "high", "z", "n", "over"]
+            asked = next(iter(runs.values())).question
+            parts.append(table.assign(measure=key, title=titles, z=z, runs=asked))
+    columns = ["measure", "title", "layer", "score", "low", "high", "z", "n", "over", "runs"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 

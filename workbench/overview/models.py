@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from workbench.errors import RunError, WorkbenchError, one_line
 from workbench.files import whole_parquet
-from workbench.overview.stored import StoredRun
+from workbench.overview.stored import Stored, StoredRun
 from workbench.summary import NOT_OF_THE_MODEL
 from workbench.training_folder import (
     ACCURACY_FILE,
@@ -159,6 +159,21 @@ def read_models(root: Path, stored: Iterable[StoredRun] = ()) -> Models:
             models[run.model] = Model(run.model, variant=run.model)
     names = _variant_names([model for model in models.values() if model.recipe])
     return Models({key: replace(model, variant=names[key]) if model.recipe else model for key, model in models.items()})
+
+
+def with_variants(stored: Stored, models: Models) -> Stored:
+    """Return stored analyses in which the source of patching is also named by its variant, if it has its model's seed.
+
+    Such runs of several seeds then ask the same (`Stored.of`), although each has another source.
+    """
+    return replace(stored, runs=tuple(_with_variant(run, models) if run.sources else run for run in stored.runs))
+
+
+def _with_variant(run: StoredRun, models: Models) -> StoredRun:
+    model, source = (models.by_key.get(key) for key in (run.model, run.sources[0]))
+    if model is None or source is None or source.seed is None or source.seed != model.seed:
+        return run
+    return replace(run, sources=(*run.sources, f"{source.variant} of the same seed"))
 
 
 def _changed(file: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -31,7 +31,9 @@ class StoredRun:
     Attributes:
         model: key of the model (`workbench.overview.models`); "" for the ledger.
         question: hash of everything that two runs must share to be compared: options and images.
-        stale: whether the model was trained anew after this run.
+        sources: whose tokens `patching` puts in, in words, () for other analyses: the key of a model, and where
+            `models.with_variants` knows that it has the seed of `model`, "VARIANT of the same seed".
+        retrained: the model that was trained anew after this run, "" if none was.
         changed: when its record and its folder were changed, in ns. Two runs are equal if nothing was changed.
     """
 
@@ -40,7 +42,8 @@ class StoredRun:
     model: str
     question: str
     record: Mapping[str, Any] = field(repr=False, compare=False)
-    stale: bool = False
+    sources: tuple[str, ...] = ()
+    retrained: str = ""
     changed: tuple[int, int] = (0, 0)
 
     @property
@@ -49,9 +52,21 @@ class StoredRun:
         return str(self.record["key"])
 
     @property
+    def stale(self) -> bool:
+        """Whether it is of a model that is no longer there."""
+        return bool(self.retrained)
+
+    @property
     def created(self) -> str:
         """When it was stored, UTC."""
         return str(self.record.get("created", ""))
+
+    def asked(self) -> list[StoredRun]:
+        """Return the run once for each of its `sources`, whose name is then part of its question."""
+        return [
+            replace(self, question=f"{self.question}-{_short_hash(source)}", sources=(source,))
+            for source in self.sources
+        ] or [self]
 
     def table(self, name: str) -> pd.DataFrame:
         """Read one of its tables, an empty one if it has no such table.
@@ -90,14 +105,18 @@ class Stored:
         """Return the runs of an analysis of `models` that ask the same, one list for each question.
 
         The question that the most of `models` were asked comes first, of several the newest one. Of each model the
-        newest run is taken, in the order of `models`; a stale one never.
+        newest run is taken, in the order of `models`; a stale one never. Runs of patching ask the same if their sources
+        are one model, or trainings of one variant, each with the seed of the model that gets its tokens.
         """
         by_question: dict[str, dict[str, StoredRun]] = {}
         for run in self.runs:
             if run.analysis == analysis and run.model in models and not run.stale:
-                by_question.setdefault(run.question, {}).setdefault(run.model, run)
+                for asked in run.asked():
+                    by_question.setdefault(asked.question, {}).setdefault(run.model, asked)
         lists = [[of[name] for name in models if name in of] for of in by_question.values()]
-        return sorted(lists, key=len, reverse=True)  # stable: runs are sorted by time
+        lists.sort(key=len, reverse=True)  # stable: runs are sorted by time
+        folders = [{run.folder for run in runs} for runs in lists]
+        return [runs for number, runs in enumerate(lists) if not any(folders[number] <= of for of in folders[:number])]
 
 
 def read_stored(root: Path) -> Stored:
@@ -134,11 +153,22 @@ def _record(file: Path, changed: tuple[int, int]) -> Mapping[str, Any] | Broken 
 
 def _stored(root: Path, folder: Path, record: Mapping[str, Any], changed: tuple[int, int]) -> StoredRun:
     model = _model_key(root, record)
-    asked = [record["analysis"], record.get("version"), record["config"], record.get("data_fingerprint")]
-    question = sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    trained = root / model / RECORD_FILE
-    stale = bool(model) and _created(trained, _changed(trained)) > str(record.get("created", ""))
-    return StoredRun(folder, record["analysis"], model, question, record, stale, changed)
+    config = dict(record["config"])
+    source = config.pop("source", "")  # of patching; a part of the question by itself
+    sources = (_key_below(root, source) or source,) if source and isinstance(source, str) else ()
+    question = _short_hash([record["analysis"], record.get("version"), config, record.get("data_fingerprint")])
+    retrained = next((key for key in (model, *sources) if key and _trained_after(root / key, record)), "")
+    return StoredRun(folder, record["analysis"], model, question, record, sources, retrained, changed)
+
+
+def _short_hash(content: object) -> str:
+    return sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _trained_after(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Return whether a training folder was written after a run was stored."""
+    trained = folder / RECORD_FILE
+    return _created(trained, _changed(trained)) > str(record.get("created", ""))
 
 
 def _changed(file: Path) -> int:
@@ -149,18 +179,23 @@ def _changed(file: Path) -> int:
 
 
 def _model_key(root: Path, record: Mapping[str, Any]) -> str:
-    """Return the key of the model of a run: its folder below `root` if there is one, else its label.
+    """Return the key of the model of a run: its folder below `root` if there is one, else its label."""
+    if record["analysis"] == LEDGER:
+        return ""
+    return _key_below(root, str(record.get("model", ""))) or str(record["label"])
+
+
+def _key_below(root: Path, model: str) -> str:
+    """Return the key of a model that a record names: its folder below `root`, "" if there is none.
 
     A runs folder may have been copied or moved, so the end of the stored path decides.
     """
-    if record["analysis"] == LEDGER:
-        return ""
-    parts = Path(split_name(str(record.get("model", "")))[1]).parts
+    parts = Path(split_name(model)[1]).parts
     for start in range(len(parts)):
         candidate = Path(*parts[start:])
         if not candidate.is_absolute() and ".." not in candidate.parts and (root / candidate).is_dir():
             return candidate.as_posix()
-    return str(record["label"])
+    return ""
 
 
 @lru_cache(maxsize=4096)
@@ -172,8 +207,11 @@ def _created(file: Path, changed: int) -> str:
         return ""
 
 
-def options_text(config: Mapping[str, Any]) -> str:
+def options_text(run: StoredRun) -> str:
     """Return the options of a run in a few words, without those that its data say."""
-    shown = {key: value for key, value in config.items() if key not in ("data", "limit", "seed", "data_seed")}
+    config = run.record["config"]
+    shown = {key: value for key, value in config.items() if key not in ("data", "limit", "seed", "data_seed", "source")}
+    if run.sources:
+        shown = {"source": run.sources[0]} | shown
     words = [f"{key} {' '.join(map(str, v)) if isinstance(v, list) else v}" for key, v in shown.items() if v != []]
     return one_line(", ".join(words), 200)

@@ -20,12 +20,13 @@ from workbench.training_folder import (
     ACCURACY_FILE,
     LOG_FILE,
     MEAN,
-    alignment_words,
+    alignment_parts,
     cknna_log,
     read_table,
     training_steps,
 )
 
+SETTINGS = ("target", "layer", "weight", "objective", "steps", "data")  # of a training, in tables
 POINTS = 40  # of a curve in a table
 
 
@@ -33,18 +34,22 @@ def model_rows(models: Models, baseline: str) -> pd.DataFrame:
     """Return one row per model.
 
     Returns:
-        Columns key, variant, seed, alignment, steps, accuracy, low, high, chance, difference, d_low, d_high (to the
-        baseline, in the same units, over images), CKNNA (during training, at the end), curve (accuracy, or training
-        loss, over training), state, why.
+        Columns key, variant, seed, SETTINGS, accuracy, low, high, chance, difference, d_low, d_high (to the baseline,
+        in the same units, over images), p_holm (corrected over the models), CKNNA (during training, at the end), curve
+        (accuracy, or training loss, over training), state, why.
     """
-    return pd.DataFrame([_row(model, models.by_key.get(baseline)) for model in models.by_key.values()])
+    rows = [_row(model, models.by_key.get(baseline)) for model in models.by_key.values()]
+    tested = [number for number, row in enumerate(rows) if np.isfinite(row["p"])]
+    for number, p_holm in zip(tested, holm([rows[n]["p"] for n in tested]) if tested else [], strict=True):
+        rows[number]["p_holm"] = p_holm
+    return pd.DataFrame(rows).drop(columns="p", errors="ignore")
 
 
 def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
     """Return one row per variant with finished trainings: means over seeds, intervals and p-values over seeds.
 
     Returns:
-        Columns variant, seeds, alignment, accuracy, low, high, chance, difference, d_low, d_high, p_holm, CKNNA.
+        Columns variant, seeds, SETTINGS, accuracy, low, high, chance, difference, d_low, d_high, p_holm, CKNNA.
     """
     first = tuple(models.variants.get(models.by_key[baseline].variant, ())) if baseline in models.by_key else ()
     rows: list[dict[str, Any]] = []
@@ -55,7 +60,8 @@ def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
         if not known:
             continue
         interval = t_interval([row["accuracy"] for row in known], bounds=(0.0, 1.0))
-        row: dict[str, Any] = {"variant": variant, "seeds": len(known), "alignment": known[0]["alignment"]}
+        row: dict[str, Any] = {"variant": variant, "seeds": len(known)}
+        row |= {name: known[0][name] for name in SETTINGS}
         row |= {"accuracy": interval.estimate, "low": interval.low, "high": interval.high, "chance": known[0]["chance"]}
         aligned = [each["CKNNA"] for each in known if np.isfinite(each["CKNNA"])]
         changes = _changes(first, group) if first and first[0].variant != variant else []
@@ -67,7 +73,7 @@ def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
         elif changes:
             row["difference"] = changes[0]
         rows.append(row)
-    columns = ["variant", "seeds", "alignment", "accuracy", "low", "high", "chance"]
+    columns = ["variant", "seeds", *SETTINGS, "accuracy", "low", "high", "chance"]
     table = pd.DataFrame(rows).reindex(columns=[*columns, "difference", "d_low", "d_high", "p_holm", "CKNNA"])
     if tests:
         table.loc[[number for number, _ in tests], "p_holm"] = holm([p for _, p in tests])
@@ -83,26 +89,43 @@ def _changes(first: Sequence[Model], group: Sequence[Model]) -> list[float]:
 
 
 def _row(model: Model, baseline: Model | None) -> dict[str, Any]:
-    settings = model.recipe.get("alignment")
-    row: dict[str, Any] = {"key": model.key, "variant": model.variant, "seed": model.seed}
-    row |= {"alignment": alignment_words(settings) if settings else "not known"}
-    row["steps"] = model.recipe.get("optim", {}).get("steps")
+    row: dict[str, Any] = {"key": model.key, "variant": model.variant, "seed": model.seed, **_alignment(model)}
+    row |= {"steps": model.recipe.get("optim", {}).get("steps"), "data": model.test_data}
     scored = accuracy_of(model)
     row |= {name: scored.get(name, np.nan) for name in ("accuracy", "low", "high", "chance")}
-    row |= {"difference": np.nan, "d_low": np.nan, "d_high": np.nan}
+    row |= dict.fromkeys(("difference", "d_low", "d_high", "p_holm", "p"), np.nan)
     if baseline is not None and baseline.key != model.key and scored:
         row |= _against(baseline, model)
     log = log_of(model)
-    row |= {"CKNNA": _last_cknna(model), "curve": _curve(log), "state": state_words(model, log), "why": model.why}
-    return row
+    row |= {"CKNNA": _last_cknna(model), "curve": _curve(log)}
+    return row | {"state": state_words(model, log), "why": model.why}
+
+
+def _alignment(model: Model) -> dict[str, Any]:
+    """Return what a model is aligned with, in which layers and how strongly, and the objective with other settings."""
+    settings = model.recipe.get("alignment")
+    if not settings:
+        return {"target": "not known", "layer": None, "weight": None, "objective": None}
+    parts = alignment_parts(settings)
+    if not model.aligned:
+        return {"target": "none", "layer": None, "weight": None, "objective": ", ".join(parts) or None}
+    others = [part for part in parts[3:] if not part.startswith("objective ")]
+    return {
+        "target": parts[0],
+        "layer": ", ".join(map(str, settings["layer"])),
+        "weight": settings["weight"],
+        "objective": ", ".join([settings["objective"], *others]),
+    }
 
 
 def _against(baseline: Model, model: Model) -> dict[str, float]:
     try:
-        difference = answered(Pair((baseline,), (model,))).by_type.set_index("category").loc[MEAN]
+        answers = answered(Pair((baseline,), (model,)))
     except RunError:
         return {}
-    return {"difference": difference["score"], "d_low": difference["low"], "d_high": difference["high"]}
+    difference = answers.by_type.set_index("category").loc[MEAN]
+    scored = {"difference": difference["score"], "d_low": difference["low"], "d_high": difference["high"]}
+    return scored | {"p": answers.p}
 
 
 def accuracy_of(model: Model) -> dict[str, float]:

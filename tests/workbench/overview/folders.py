@@ -14,6 +14,7 @@ import yaml
 from trainer import read_recipe
 from trainer.evaluation import ANSWERS
 from workbench.scoring.tables import accuracy_by_type
+from workbench.training_folder import MEAN
 from workbench.yaml_config import as_mapping
 
 TYPES = ("colour", "count")
@@ -101,5 +102,26 @@ def cknna(
     record = {"analysis": "cknna", "version": 3, "label": model, "model": f"/elsewhere/{model}", "data": "shapes:val"}
     record |= {"data_fingerprint": "f", "config": {"data": "shapes:val", "limit": len(images), **config}, "seed": 0}
     record |= {"key": key, "tables": ["per_image", "scores"], "created": created, "seconds": 2.0, "argv": ["python"]}
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def patching(root: Path, model: str, source: str, layers: Sequence[int] = (0, 1), *, wrong: int = 3) -> Path:
+    """Write a stored run of patching: with the tokens of `source`, the first `wrong` of 10 answers are wrong."""
+    folder = root / f"patching-{model}-{source}"
+    folder.mkdir()
+    images = [f"image{i:03}" for i in range(10)]
+    asked = {"id": [f"q{i}" for i in range(10)], "image_id": images, "category": "colour", "kind": "patched"}
+    changed = {"correct_before": True, "correct_after": [i >= wrong for i in range(10)]}
+    parts = [pd.DataFrame({"site": str(layer), "layer": layer, **asked, **changed}) for layer in layers]
+    pd.concat(parts).to_parquet(folder / "samples.parquet", index=False)
+    scored = {"accuracy_drop": wrong / 10, "score": wrong / 10, "low": wrong / 10 - 0.1, "high": wrong / 10 + 0.1}
+    common = {"kind": "patched", "category": MEAN, "source": source, "n_images": 10, "n": 10, **scored}
+    pd.DataFrame([{"site": str(layer), "layer": layer, **common} for layer in layers]).to_parquet(
+        folder / "scores.parquet", index=False
+    )
+    record = {"analysis": "patching", "version": 1, "label": model, "model": f"/elsewhere/{model}", "seed": 0}
+    record |= {"data": "shapes:val", "data_fingerprint": "f", "config": {"limit": 10, "source": f"runs/{source}"}}
+    record |= {"key": folder.name, "tables": ["samples", "scores"], "created": "2026-02-01", "argv": ["python"]}
     (folder / "run.json").write_text(json.dumps(record))
     return folder

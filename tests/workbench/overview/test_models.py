@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from tests.workbench.overview.folders import cknna, train
-from workbench.overview.differences import pairs_of
-from workbench.overview.models import read_models
+from tests.workbench.overview.folders import cknna, patching, train
+from workbench.overview.answers import answered
+from workbench.overview.differences import Pair, pairs_of, strip
+from workbench.overview.measures import MEASURES
+from workbench.overview.models import read_models, with_variants
 from workbench.overview.stored import read_stored
 from workbench.overview.story import alignment_of
-from workbench.overview.table import variant_rows
+from workbench.overview.table import model_rows, variant_rows
 
 SOME = [True, False, True, True]
 MANY = [True, True, True, True]
@@ -168,3 +170,61 @@ def test_a_table_that_is_removed_later_makes_the_run_unusable(tmp_path: Path) ->
     assert not read_stored(tmp_path).broken
     (folder / "scores.parquet").unlink()
     assert [broken.name for broken in read_stored(tmp_path).broken] == [folder.name]
+
+
+def sources(root: Path, keys: list[str]) -> list[tuple[list[str], str]]:
+    """The models and the source of each list of runs of patching that ask the same."""
+    stored = read_stored(root)
+    lists = with_variants(stored, read_models(root, stored.runs)).of("patching", keys)
+    return [([run.model for run in runs], runs[0].sources[0]) for runs in lists]
+
+
+def test_patching_of_several_seeds_asks_the_same_if_each_source_has_its_models_seed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for name, aligned in (("baseline", False), ("viral", True)):
+            train(tmp_path, f"{name}-s{seed}", right=SOME, seed=seed, aligned=aligned)
+        patching(tmp_path, f"baseline-s{seed}", f"viral-s{seed}")
+        patching(tmp_path, f"viral-s{seed}", f"viral-s{seed}")
+    keys = ["baseline-s0", "baseline-s1", "viral-s0", "viral-s1"]
+    assert sources(tmp_path, keys) == [(keys, "viral of the same seed")]
+    patching(tmp_path, "baseline-s1", "viral-s0")  # one source for all is a question by itself
+    assert sorted(sources(tmp_path, keys)) == [
+        (["baseline-s0", "baseline-s1", "viral-s0"], "viral-s0"),
+        (keys, "viral of the same seed"),
+    ]
+    patching(tmp_path, "viral-s1", "baseline-s1")
+    assert (["viral-s1"], "baseline-s1") in sources(tmp_path, keys)
+
+
+def test_patching_over_seeds_has_a_difference_and_ends_with_a_new_source(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        for name, aligned, wrong in (("baseline", False, 2 + seed), ("viral", True, 1)):
+            train(tmp_path, f"{name}-s{seed}", right=SOME, seed=seed, aligned=aligned)
+            patching(tmp_path, f"{name}-s{seed}", f"viral-s{seed}", wrong=wrong)
+    stored = read_stored(tmp_path)
+    models = read_models(tmp_path, stored.runs)
+    (pair,) = pairs_of(models, "baseline-s0", [key for key in models.by_key if key != "baseline-s0"])
+    table = strip(pair, with_variants(stored, models), MEASURES)
+    assert table["score"].tolist() == pytest.approx([-0.2, -0.2])
+    assert table[["n", "over"]].to_numpy().tolist() == [[3, "seeds"]] * 2
+    train(tmp_path / "new", "viral-s1", right=SOME, seed=1, aligned=True, created="2026-03-01T00:00:00+00:00")
+    record = (tmp_path / "new" / "viral-s1" / "training.json").read_bytes()
+    (tmp_path / "viral-s1" / "training.json").write_bytes(record)
+    assert {run.model for run in read_stored(tmp_path).runs if run.retrained == "viral-s1"} == {
+        "baseline-s1",
+        "viral-s1",
+    }
+
+
+def test_the_p_of_a_model_is_corrected_over_the_models_and_agrees_with_its_interval(tmp_path: Path) -> None:
+    for name, right, weight in (("baseline", SOME, 0.0), ("same", SOME, 0.1), ("better", MANY, 0.2)):
+        train(tmp_path, name, right=right, aligned=weight > 0, weight=weight)
+    models = read_models(tmp_path)
+    table = model_rows(models, "baseline").set_index("key")
+    p = [answered(Pair((models.by_key["baseline"],), (models.by_key[name],))).p for name in ("same", "better")]
+    assert table.loc[["same", "better"], "p_holm"].tolist() == pytest.approx([1.0, min(1, 2 * p[1])])
+    assert np.isnan(table.loc["baseline", "p_holm"])
+    assert p[0] == 1
+    assert (p[1] < 0.05) == (table.loc["better", "d_low"] > 0)
+    assert table.loc["better", ["target", "layer", "weight"]].tolist() == ["efficientnet-lite0", "3", 0.2]
+    assert table["target"].tolist()[0] == "none"
