@@ -16,8 +16,8 @@ counted.
 Beside each score are its chance level, the accuracy of giving each category's most frequent right answer (`majority`),
 and blind runs: the same questions about the mean of all images (`mean image`), and without any (`no image`). A score
 that is not above all of them says nothing about seeing. Intervals are over images, or over pairs where a pair counts as
-one; the difference to the first model is paired by question, and `smallest` is the smallest difference that so many
-questions would show in four of five experiments.
+one; the difference to the first model is paired by question (or pair), and `smallest` is the smallest difference that
+so many would show in four of five experiments.
 
 What the number is not: comparable between prompts, scorers, decodings or label versions. All four are part of the
 result.
@@ -51,8 +51,9 @@ from workbench.errors import ConfigError, ModelError
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
-# versions: 2 missing answers, majority answer of What's Up, intervals of MME, rotated options; 3 intervals of ratios
-VERSION = 3
+# versions: 2 missing answers, majority answer of What's Up, intervals of MME, rotated options; 3 intervals of ratios;
+# 4 answers with two letters ("Option A or B"), majority answer wherever categories are answers
+VERSION = 4
 OURS = {"own": "", "sum": " by likelihood"}  # scorers of the figures by category, and what their titles say
 SIDE = 336  # pixels of the mean image
 BLIND: Mapping[str, tuple[Shown, ...]] = {

@@ -37,7 +37,8 @@ def run(analysis: Analysis, argv: list[str]) -> None:
     results = execute(analysis, config, where, [*words, *argv])
     if not Ranks.here().main:
         return
-    sys.stdout.write(analysis.summary(results).to_string(index=False, float_format="{:.3f}".format) + "\n")
+    summary = analysis.summary(results).to_string(index=False, float_format="{:.3f}".format, na_rep="")
+    sys.stdout.write(f"{summary}\n")
     for label, run in results.items():
         for sentence in _shortened(run.record.get("left_out", ())):
             sys.stdout.write(f"{label}: left out {sentence}\n")

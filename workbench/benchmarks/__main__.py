@@ -41,12 +41,10 @@ class Options:
     prompt: str = ""
     """Name of the prompt that files of others were asked with, such as lmms; if it is not known, they are compared with
     one another only."""
-    seed: int = 0
-    """Seed of the bootstrap."""
     paper_table: bool = False
     """Print Table 1 of the paper instead, from runs of several benchmarks: one row for each model."""
-    scorer: str = "own"
-    """Scorer of that table."""
+    scorer: str = ""
+    """Scorer of that table, such as paper; by default ours: own, or sum for answers by likelihood."""
     write: Path | None = None
     """Write the answers of the first file as JSON lines, which other harnesses read."""
 
@@ -69,8 +67,8 @@ def main(argv: list[str]) -> None:
             raise ConfigError(f"{options.write} exists: expected the name of a new file")
         count = write_answers(next(iter(answers.values())), options.write)
         print(f"{options.write}: {count} answers")
-    tables = {name: scores(table, seed=options.seed) for name, table in answers.items()}
-    print(whole(compared(tables, answers)).to_string(index=False, float_format="{:.3f}".format))
+    tables = {name: scores(table, seed=0) for name, table in answers.items()}
+    print(whole(compared(tables, answers)).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
 
 
 def _named(files: tuple[str, ...]) -> dict[str, Path]:

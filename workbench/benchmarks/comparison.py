@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.benchmarks.tables import ALL, by_question, judged
-from workbench.intervals import mean_interval
+from workbench.benchmarks.means import Mean, means
+from workbench.benchmarks.tables import LETTER_RATE, judged
+from workbench.scoring.tables import ALL
 from workbench.training_folder import MEAN
 
 ASKED = ("prompt", "shown", "scorer")  # what must be equal for a difference
 POWER = 0.8416 + 1.96  # standard errors between 0 and a difference that four of five experiments show
 DIFFERENCES = ("difference", "difference_low", "difference_high", "smallest")
+OURS = ("own", "sum")  # scorers of which a summary has how often each letter is read
 SUMMARY = (
     "model",
     "prompt",
@@ -35,9 +37,10 @@ SUMMARY = (
 
 
 def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return the scores of all models, with the paired difference of each accuracy to that of the first model.
+    """Return the scores of all models, with the paired difference of each mean to that of the first model.
 
-    There is no difference where a model was asked other questions than the first one, or with another prompt.
+    Ratios such as precision have no difference. Nor is there one where a model was asked other questions than the first
+    one, or with another prompt.
 
     Args:
         scores: {model: `tables.scores`}.
@@ -54,11 +57,11 @@ def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFr
         for asked, part in parts.items():
             if asked not in first or _questions(first[asked]) != _questions(part):
                 continue
-            reference = first[asked]
-            place = (table[list(ASKED)] == asked).all(axis=1) & (table["measure"] == "accuracy")
-            for category in (ALL, MEAN):
-                values = difference(reference, part, by_type=category == MEAN)
-                table.loc[place & (table["category"] == category), list(values)] = list(values.values())
+            place, references = (table[list(ASKED)] == asked).all(axis=1), means(first[asked])
+            for (measure, category), mean in means(part).items():
+                row = place & (table["measure"] == measure) & (table["category"] == category)
+                values = difference(references[measure, category], mean)
+                table.loc[row, list(values)] = list(values.values())
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
@@ -69,27 +72,31 @@ def _questions(answers: pd.DataFrame) -> set[tuple[str, ...]]:
 
 
 def whole(table: pd.DataFrame) -> pd.DataFrame:
-    """Return `compared` without the scores of single categories, in the order of the columns of a summary."""
+    """Return what a reader wants of `compared`: the same score of all scorers and models is on consecutive rows.
+
+    Scores of single categories are left out, and so is how often other scorers than ours read each letter, or ours in
+    a blind run; MME's categories stay.
+    """
     rows = table["category"].isin([ALL, MEAN]) | (table["measure"] == "MME score")
-    return table[rows][list(SUMMARY)]
+    ours = table["scorer"].isin(OURS) & (table["shown"] == "image")
+    table = table[rows & (ours | ~table["measure"].str.startswith(LETTER_RATE))]
+    places = {
+        name: table[name].map({value: place for place, value in enumerate(table[name].unique())})
+        for name in ("shown", "measure", "category", "scorer", "model")
+    }
+    order = pd.DataFrame(places).sort_values(list(places), kind="stable").index
+    return table.loc[order, list(SUMMARY)].reset_index(drop=True)
 
 
-def difference(first: pd.DataFrame, second: pd.DataFrame, *, by_type: bool) -> dict[str, float]:
-    """Return the paired difference in accuracy of two models, second minus first, on the questions that both answered.
-
-    Args:
-        first, second: judged answers of one scorer and one thing shown.
-        by_type: whether every category has the same weight, or every question.
+def difference(first: Mean, second: Mean) -> dict[str, float]:
+    """Return the paired difference in a score of two models, second minus first, on the units that both have.
 
     Returns:
         difference, difference_low, difference_high, and smallest: the smallest difference that so many questions show
         with a power of 80 %, estimated from the width of the interval.
     """
-    columns = ["id", "image_id", "category", "correct"]
-    pairs = by_question(first)[columns].merge(by_question(second)[["id", "correct"]], on="id", suffixes=("", "_second"))
-    change = pairs["correct_second"] - pairs["correct"]
-    strata = pairs["category"].tolist() if by_type else None
-    interval = mean_interval(change, kind="difference", groups=pairs["image_id"].tolist(), strata=strata)
+    both = second.values.merge(first.values[["unit", "value"]], on="unit", suffixes=("", "_first"))
+    interval = second.interval(both.assign(value=both["value"] - both["value_first"]), "difference")
     return {
         "difference": interval.estimate,
         "difference_low": interval.low,

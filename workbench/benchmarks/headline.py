@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from workbench.benchmarks.tables import ALL, LARGEST, by_question, complete
-from workbench.data.mme import COGNITION, PERCEPTION
+from workbench.benchmarks.means import GROUP, LARGEST, means
 from workbench.data.pope import is_repope
+from workbench.scoring.tables import ALL
 from workbench.training_folder import MEAN
 
 HEADLINES: Mapping[str, tuple[str, str]] = {  # name of the benchmark: measure and category in `tables.scores`
@@ -27,7 +27,6 @@ HEADLINES: Mapping[str, tuple[str, str]] = {  # name of the benchmark: measure a
     "mmvp": ("pair", ALL),
     "pope": ("paper: random and popular", MEAN),
 }
-PAIR = "pair "  # begins the name of a cluster of two images; the hash of an image has no space
 
 
 @dataclass(frozen=True)
@@ -76,43 +75,17 @@ def units(judged: pd.DataFrame) -> pd.DataFrame:
         judged: answers of one scorer, as `tables.judged` gives them.
 
     Returns:
-        Columns stratum, cluster (the image, or the pair where a pair counts as one) and value, from 0 to 1.
+        The values of `means.Mean`.
     """
-    benchmark = str(judged["benchmark"].iloc[0])
-    if benchmark in ("mmvp", "mme"):
-        whole = complete(judged, "pair", 2)
-        if len(whole):
-            return _pairs(whole, benchmark)
-    rows = by_question(judged)
-    if benchmark == "pope" and {"random", "popular"} <= set(rows["category"]):
-        rows = rows[rows["category"].isin(["random", "popular"])]
-        return _columns(rows["category"], rows["image_id"], rows["correct"])
-    if benchmark == "cv_bench" and rows["category"].isin(["Count", "Relation"]).any():
-        rows = rows[rows["category"].isin(["Count", "Relation"])]
-    return _columns("", rows["image_id"], rows["correct"])
+    by_name = means(judged)
+    name = HEADLINES.get(str(judged["benchmark"].iloc[0]), ("accuracy", ALL))
+    return by_name.get(name, by_name["accuracy", ALL]).values
 
 
 def number_of_images(values: pd.DataFrame) -> int:
     """Return how many different images `units` of one or several data sets are about."""
     clusters = pd.Series(values["cluster"].unique())
-    return len(clusters) + int(clusters.str.startswith(PAIR).sum())
-
-
-def _pairs(whole: pd.DataFrame, benchmark: str) -> pd.DataFrame:
-    pairs = whole.groupby(["pair", "draw"], sort=False).agg(
-        category=("category", "first"), image_id=("image_id", "first"), right=("correct", "mean")
-    )
-    pairs["both"] = (pairs["right"] == 1).astype(float)
-    pairs["both"] = pairs["both"] if benchmark == "mmvp" else (pairs["right"] + pairs["both"]) / 2
-    pairs = pairs.groupby("pair", sort=False).agg({"category": "first", "image_id": "first", "both": "mean"})
-    if benchmark == "mmvp":
-        return _columns("", PAIR + pairs.index.to_series(), pairs["both"])
-    pairs = pairs[pairs["category"].isin([*PERCEPTION, *COGNITION])]
-    return _columns(pairs["category"], pairs["image_id"], pairs["both"])
-
-
-def _columns(stratum: pd.Series | str, cluster: pd.Series, value: pd.Series) -> pd.DataFrame:
-    return pd.DataFrame({"stratum": stratum, "cluster": cluster, "value": value.astype(float)}).reset_index(drop=True)
+    return len(clusters) + int(clusters.str.startswith(GROUP).sum())
 
 
 def weights_of(names: Sequence[str]) -> dict[str, Float[np.ndarray, " data"]]:

@@ -16,7 +16,8 @@ from typing import Any
 import pandas as pd
 
 from workbench.benchmarks.headline import HEADLINES
-from workbench.benchmarks.tables import ALL, by_question, judged
+from workbench.benchmarks.means import by_question
+from workbench.benchmarks.tables import ALL, judged
 from workbench.data.pope import is_repope
 from workbench.errors import ConfigError, UnknownNameError
 from workbench.intervals import mean_interval
@@ -40,7 +41,7 @@ def paper_table(runs: Sequence[Run], scorer: str) -> pd.DataFrame:
 
     Args:
         runs: runs of `analyses.benchmark`.
-        scorer: one of the scorers of the runs.
+        scorer: one of the scorers of the runs; "" is `own`, and `sum` for a run by likelihood.
 
     Returns:
         Columns model, benchmark, score, low, high, chance, asked_with (prompt and decoding), labels (their version),
@@ -61,7 +62,7 @@ def paper_table(runs: Sequence[Run], scorer: str) -> pd.DataFrame:
             )
         there[benchmark] = run
     known = sorted({name for run in runs for name in run.tables["scores"]["scorer"]})
-    if scorer not in known:
+    if scorer and scorer not in known:
         raise UnknownNameError("scorer", scorer, known)
     rows = [{"model": model} | row for model, of_model in by_model.items() for row in _rows(of_model, scorer)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -73,19 +74,29 @@ def _rows(by_benchmark: Mapping[str, Run], scorer: str) -> Iterator[dict[str, An
         if name == "whatsup":
             if all(subset in by_benchmark for subset in WHATS_UP):
                 both = [by_benchmark[subset] for subset in WHATS_UP]
-                yield _row(title, _whats_up(both, scorer), both)
+                if all(_has(run, scorer) for run in both):
+                    yield _row(title, _whats_up(both, scorer), both)
             continue
         if name not in by_benchmark:
             continue
         table, (measure, category) = by_benchmark[name].tables["scores"], HEADLINES.get(name, ("accuracy", ALL))
         chosen = table[
             (table["shown"] == "image")
-            & (table["scorer"] == scorer)
+            & (table["scorer"] == _scorer(by_benchmark[name], scorer))
             & (table["measure"] == measure)
             & (table["category"] == category)
         ]
         if len(chosen):
             yield _row(_title(by_benchmark[name], scorer), chosen.iloc[0], [by_benchmark[name]])
+
+
+def _scorer(run: Run, scorer: str) -> str:
+    """Return the scorer, or ours if none is named."""
+    return scorer or ("own" if _has(run, "own") else "sum")
+
+
+def _has(run: Run, scorer: str) -> bool:
+    return not scorer or scorer in set(run.tables["scores"]["scorer"])
 
 
 def _title(run: Run, scorer: str) -> str:
@@ -94,7 +105,7 @@ def _title(run: Run, scorer: str) -> str:
     if benchmark != "mme":
         return "RePOPE" if is_repope(str(run.extra["labels"])) else TITLES[benchmark]
     table = run.tables["scores"]
-    chosen = (table["shown"] == "image") & (table["scorer"] == scorer) & (table["measure"] == "MME score")
+    chosen = (table["shown"] == "image") & (table["scorer"] == _scorer(run, scorer)) & (table["measure"] == "MME score")
     return f"MME, sum of {int(chosen.sum())}"
 
 
@@ -111,7 +122,10 @@ def _row(title: str, score: Mapping[str, Any], of_runs: Sequence[Run]) -> dict[s
 def _whats_up(runs: Sequence[Run], scorer: str) -> dict[str, Any]:
     """Return the mean of the accuracies of the two sets, with an interval over the images of both."""
     parts = [judged(run.tables["answers"].query("shown == 'image'")) for run in runs]
-    rows = pd.concat([by_question(part[part["scorer"] == scorer]) for part in parts], ignore_index=True)
+    names = [_scorer(run, scorer) for run in runs]
+    rows = pd.concat(
+        [by_question(part[part["scorer"] == name]) for part, name in zip(parts, names, strict=True)], ignore_index=True
+    )
     interval = mean_interval(
         rows["correct"].astype(float),
         kind="proportion",

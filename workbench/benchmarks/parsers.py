@@ -14,8 +14,13 @@ _WHOLE = re.compile(r"\(?\[?([A-Za-z])\]?\)?[.):]?")
 _FIRST = re.compile(r"([A-Za-z])[.):](?!\w)")
 _NAMED = re.compile(r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|OPTION|[Cc]hoice|CHOICE)(?:\s+is|\s+IS)?\s*:?\s*[(\[]?([A-Z])\b")
 _BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
+# another letter that is named in the same breath, as in "A or B", "A) or B)", "A/B" and "A, B"
+_OR_ANOTHER = (
+    r"[.)\]:]*(?:\s*(?:/|&|\bor\b|\band\b)\s*|\s*,\s*(?=[(\[]?[A-Z]\b\W*(?:$|and\b|or\b)))"
+    r"[(\[]?([A-Z](?!\w)|[a-z](?=[)\]]))"
+)
 _FRONT = re.compile(r"\bin[\s-]+front\b")
-_ON_THE_SIDE = re.compile(r"\bon\s+(?:its|the)\s+(?=left|right|top|bottom)")
+_ON_THE_SIDE = re.compile(r"\bon\s+(?:(?:its|the)\s+(?=left|right|top|bottom)|(?=left|right))")
 
 
 def parse_word(answer: str) -> str | None:
@@ -30,7 +35,7 @@ def parse_letter(answer: str, options: Sequence[str], *, texts: bool = True) -> 
     It is a letter that is the whole answer; or comes first, before `.`, `)` or `:`; or is a capital after "answer",
     "option" or "choice" (is); or is the only letter in brackets. Without a letter, it is the option whose text occurs
     in the answer, as whole words; of texts that contain one another, the longest. The article "a", letters within words
-    and answers with two letters name none.
+    and answers with two letters ("Option A or B") name none.
 
     Args:
         options: the texts of the options, in order.
@@ -41,6 +46,9 @@ def parse_letter(answer: str, options: Sequence[str], *, texts: bool = True) -> 
     matches = {match[1] for match in [_WHOLE.fullmatch(plain), _FIRST.match(plain)] if match}
     matches |= set(_NAMED.findall(plain)) | set(_BRACKETED.findall(plain))
     named = {letter.upper() for letter in matches} & set(letters)
+    named |= {
+        other.upper() for letter in named for other in re.findall(rf"\b[{letter}{letter.lower()}]{_OR_ANOTHER}", plain)
+    } & set(letters)
     if named:
         return named.pop() if len(named) == 1 else None
     option = parse_option(answer, options) if texts else None
@@ -58,7 +66,8 @@ def parse_option(answer: str, options: Sequence[str]) -> str | None:
         text = " ".join(option.lower().split())
         if not text:
             continue
-        rest, count = re.subn(rf"(?<!\w){re.escape(text)}(?!\w)", " | ", rest)
+        whole = rf"(?<!\w)(?<!\d[.,]){re.escape(text)}(?!\w)(?![.,]\d)"  # and of numbers, not 2 in 2.5 or in 1,200
+        rest, count = re.subn(whole, " | ", rest)
         if count or any(text == " ".join(other.lower().split()) for other in named):
             named.append(option)
     return named[0] if len(named) == 1 else None

@@ -69,6 +69,20 @@ def test_each_score_follows_the_convention_of_the_paper() -> None:
     assert next(line for line in text.splitlines() if "viral" in line).split()[1:] == ["100.00", "66.67", "-", "-", "-"]
 
 
+def test_answers_by_likelihood_have_a_scorer_of_ours_too() -> None:
+    runs = runs_of("baseline")[1:4]
+    for one in runs[:2]:
+        answers = one.tables["answers"]
+        logprobs = [str([-1.0, *[-2.0] * row.options.count(",")]) for row in answers.itertuples()]
+        answers = answers.assign(logprobs=logprobs, tokens=[value.replace("-", "") for value in logprobs])
+        one.tables.update(answers=answers, scores=scores(answers, seed=0))
+        one.record.update(decoding="likelihood")  # type: ignore[typeddict-unknown-key]
+    table = paper_table(runs, "").set_index("benchmark")
+    assert table["score"].to_dict() == {"MMVP": 100, "What's Up": pytest.approx(75)}  # coco_one 1, coco_two 1/2
+    assert table.loc["What's Up", "asked_with"] == "plain, greedy and plain, likelihood"
+    assert list(paper_table(runs, "sum")["benchmark"]) == ["MMVP"], "one half of What's Up has no such scorer"
+
+
 def test_a_run_without_a_place_is_named() -> None:
     """Half of What's Up makes no column, and other data sets are not in the paper's table."""
     runs = [*runs_of("baseline")[1:3], run("baseline", "", [(True, {}), (False, {})], ("left", "right"))]

@@ -27,6 +27,12 @@ COLORS = ("red", "dark red", "blue", "none of these")
         ("It is red", "A"),
         ("NONE OF THESE", "D"),
         ("it is  dark   red", "B"),
+        ("a) or a thing", "A"),
+        ("B) I looked for a or the like", "B"),
+        ("The answer is A and it is red", "A"),
+        ("B. Both A and C", "B"),
+        ("[C]", "C"),
+        ("answer is: (b)", "B"),
     ],
 )
 def test_a_letter_or_the_text_of_an_option(answer: str, letter: str) -> None:
@@ -50,6 +56,14 @@ def test_a_letter_or_the_text_of_an_option(answer: str, letter: str) -> None:
         "I. think",
         "answer: a tree",
         "42",
+        "Option A or B",
+        "The answer is A and C.",
+        "A) or B)",
+        "a) or b)",
+        "A. or (B)",
+        "Answer: A/B",
+        "A, B",
+        "A, B and C",
     ],
 )
 def test_no_single_option(answer: str) -> None:
@@ -62,6 +76,11 @@ def test_numbers_are_whole_words() -> None:
     assert parse_letter("1.50", ("1", "1.50")) == "B"
     assert parse_letter("007", ("7", "007")) == "B"
     assert parse_letter("3", ("1", "12", "2")) is None
+    assert parse_letter("2.", ("1", "12", "2")) == "C"
+    assert parse_letter("2, I think", ("1", "12", "2")) == "C"
+    assert parse_letter("2.5", ("1", "12", "2")) is None
+    assert parse_letter("1,200 people", ("1", "12", "200")) is None
+    assert parse_letter("about 3.2", ("2", "3.2")) == "B"
 
 
 def test_options_with_the_same_text_name_none() -> None:
@@ -89,6 +108,8 @@ def test_another_first_word(answer: str) -> None:
         ("The cup is on the table", "on"),
         ("on the left", "left"),
         ("It is on its right side", "right"),
+        ("on left of the table", "left"),
+        ("on top", "on"),
         ("on top of the box", "on"),
         ("in front of the box", "front"),
         ("In-Front", "front"),

@@ -10,7 +10,8 @@ import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
 from tests.workbench.benchmarks.oracle import YesNo, mme_scores, mme_sums, pope_lmms_scores
-from workbench.benchmarks.comparison import POWER, difference
+from workbench.benchmarks.comparison import POWER, compared, difference, whole
+from workbench.benchmarks.means import means
 from workbench.benchmarks.tables import ALL, answer_row, judged, scores
 from workbench.data.base import Sample
 from workbench.stats import sums_interval
@@ -195,6 +196,12 @@ def test_the_majority_answer_of_whats_up_is_one_for_all_questions() -> None:
     assert mean["score"] == mean["majority"] == pytest.approx(1 / 3)
 
 
+def test_the_majority_answer_is_one_for_all_questions_wherever_categories_are_answers() -> None:
+    golds = ["right"] * 6 + ["left"] * 3 + ["front"]
+    rows = [(sample(n, n, gold, ("left", "right", "front"), category=gold), "left") for n, gold in enumerate(golds)]
+    assert score(scores(answers_of("gqa_relation", rows), seed=0), "accuracy")["majority"] == 0.6
+
+
 def test_cv_bench_averages() -> None:
     sizes = {("ADE20K", "Count"): (12, 8), ("COCO", "Relation"): (24, 6), ("Omni3D", "Depth"): (10, 9)}
     rows = [
@@ -247,12 +254,97 @@ def test_differences_are_paired() -> None:
     tables = []
     for values in (right, better):
         rows = [(sample(n, n, "yes"), "yes" if ok else "no") for n, ok in enumerate(values)]
-        tables.append(judged(answers_of("pope", rows)).query("scorer == 'own'"))
-    result = difference(*tables, by_type=False)
+        tables.append(means(judged(answers_of("pope", rows)).query("scorer == 'own'"))["accuracy", ALL])
+    result = difference(*tables)
     assert result["difference"] == pytest.approx(0.06)
     assert 0.02 < result["difference_low"] < 0.06 < result["difference_high"] < 0.12
     assert result["smallest"] == pytest.approx(POWER * np.sqrt(0.06 * 0.94 / 200), rel=0.25)
-    assert difference(tables[0], tables[0], by_type=True)["difference"] == 0
+    assert difference(tables[0], tables[0])["difference"] == 0
+
+
+def _letter(right: str, options: tuple[str, ...], ok: bool) -> str:
+    place = options.index(right)
+    return "ABCD"[place if ok else (place + 1) % len(options)]
+
+
+def _cv_bench(ok: list[bool]) -> list[tuple[Sample, str]]:
+    kinds = [("Count", "ADE20K"), ("Relation", "COCO"), ("Relation", "ADE20K"), ("Depth", "Omni3D")]
+    rows = []
+    for n, right in enumerate(ok):
+        category, source = kinds[n % 4]
+        more = {"category": category, "source": source}
+        rows.append((sample(n, n, "left", ("left", "right"), **more), _letter("left", ("left", "right"), right)))
+    return rows
+
+
+def _mmvp(ok: list[bool]) -> list[tuple[Sample, str]]:
+    options = ("open", "closed")
+    return [
+        (sample(n, n, options[n % 2], options, pair=f"{n // 2}"), _letter(options[n % 2], options, right))
+        for n, right in enumerate(ok)
+    ]
+
+
+def _mme(ok: list[bool]) -> list[tuple[Sample, str]]:
+    rows = []
+    for n, right in enumerate(ok):
+        category, gold = ("count", "scene", "code_reasoning")[n // 2 % 3], ("yes", "no")[n % 2]
+        said = gold if right else {"yes": "no", "no": "yes"}[gold]
+        rows.append((sample(n, n // 2, gold, category=category, pair=f"{category}/{n // 2}"), said))
+    return rows
+
+
+@pytest.mark.parametrize(("benchmark", "rows_of"), [("cv_bench", _cv_bench), ("mmvp", _mmvp), ("mme", _mme)])
+def test_every_mean_of_two_models_has_its_paired_difference(benchmark: str, rows_of: Any) -> None:
+    rng = np.random.default_rng(5)
+    first = rng.random(240) < 0.6
+    second = np.where(rng.random(240) < 0.1, ~first, first)
+    answers = {name: answers_of(benchmark, rows_of(list(ok))) for name, ok in (("a", first), ("b", second))}
+    table = compared({name: scores(of, seed=0) for name, of in answers.items()}, answers)
+    table = table[
+        (table["scorer"] == "own") & ~table["measure"].str.startswith(("rate", "prec", "recall", "F1", "yes"))
+    ]
+    a, b = (table[table["model"] == name].set_index(["measure", "category"]) for name in ("a", "b"))
+    assert a["difference"].isna().all()
+    assert len(b) > 1
+    for name, row in b.iterrows():
+        assert row["difference"] == pytest.approx(row["score"] - a.loc[name, "score"]), name
+        assert row["difference_low"] < row["difference"] < row["difference_high"]
+        assert row["difference_high"] - row["difference_low"] < row["high"] - row["low"], f"{name} is not paired"
+        scale = (row["high"] - row["low"]) / (a.loc[name, "high"] - a.loc[name, "low"])
+        assert 0.5 < scale < 2
+
+
+def test_the_difference_of_pairs_is_one_of_pairs() -> None:
+    """By hand: 40 pairs, of which the second model loses 4 by one wrong answer each, and gains 1."""
+    right = np.ones(80, bool)
+    right[78] = False
+    changed = right.copy()
+    changed[[0, 2, 4, 6]], changed[78] = False, True
+    of = [means(judged(answers_of("mmvp", _mmvp(list(ok)))).query("scorer == 'own'")) for ok in (right, changed)]
+    result = difference(*(each["pair", ALL] for each in of))
+    assert result["difference"] == pytest.approx((36 - 39) / 40)
+    # Tango's interval of 4 losses and 1 gain of 40, by the formula of its score test
+    assert result["difference_low"] < -0.15
+    assert 0.02 < result["difference_high"] < 0.08
+    singles = difference(*(each["accuracy", ALL] for each in of))
+    assert singles["difference"] == pytest.approx(-3 / 80)
+
+
+def test_a_summary_has_scorers_and_models_side_by_side() -> None:
+    """Letter rates of other scorers and of blind runs are left to the table of scores."""
+    answers = {
+        name: pd.concat([answers_of("mmvp", _mmvp([True, False] * 8), shown) for shown in ("image", "no image")])
+        for name in ("a", "b")
+    }
+    table = whole(compared({name: scores(of, seed=0) for name, of in answers.items()}, answers))
+    rates = table[table["measure"].str.startswith("rate of")]
+    assert set(zip(rates["shown"], rates["scorer"], strict=True)) == {("image", "own")}
+    first = table.head(6)
+    assert list(first["model"]) == ["a", "b"] * 3
+    assert list(first["scorer"]) == ["own", "own", "lmms", "lmms", "paper", "paper"]
+    assert set(first["measure"]) == {"accuracy"}
+    assert list(table["shown"].drop_duplicates()) == ["image", "no image"]
 
 
 def test_scores_are_means_over_draws_and_pairs_are_counted_within_a_draw() -> None:
