@@ -115,7 +115,7 @@ def pca_figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
         ]
         for image in images
     ]
-    drawn = {f"PCA maps at {layer}, question and answers": panels({"": answers})}
+    drawn = {f"PCA maps at {layer}, question and answers": panels({"": answers}, images=len(images))}
     layers = {}
     for number, image in enumerate(images, start=1):
         rows = []
@@ -125,12 +125,13 @@ def pca_figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             line = [image.image(), *line]
             rows += [line[start : start + PER_ROW] for start in range(0, len(line), PER_ROW)]
         layers[str(number)] = rows
-    drawn["PCA maps by layer"] = panels(layers)
+    drawn["PCA maps by layer"] = panels(layers, images=1)
     first = runs[labels[0]]
     vfms = [name for name in _representations(first) if not name.startswith("layer ")]
     if vfms:
         drawn["PCA maps of vision encoder and VFMs"] = panels(
-            {"": [[i.image(), *(i.panel(labels[0], name) for name in vfms if i.has(labels[0], name))] for i in images]}
+            {"": [[i.image(), *(i.panel(labels[0], name) for name in vfms if i.has(labels[0], name))] for i in images]},
+            images=len(images),
         )
     return drawn
 

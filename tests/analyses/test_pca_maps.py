@@ -99,7 +99,7 @@ def test_panels_are_drawn_in_their_true_shape_one_set_at_a_time() -> None:
     image = np.zeros((30, 60, 3), dtype=np.uint8)
     grid = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
     row = [Panel("image", image, (0, 0, 60, 30)), Panel("map", grid, (-10, 0, 70, 40))]
-    figure = panels({"1": [row], "2": [row[::-1]]})
+    figure = panels({"1": [row], "2": [row[::-1]]}, images=1)
     assert [trace.visible for trace in figure.data] == [True, True, False, False]
     map_trace = figure.data[1]
     assert np.array_equal(pixels(map_trace), grid)
@@ -111,7 +111,7 @@ def test_panels_are_drawn_in_their_true_shape_one_set_at_a_time() -> None:
         [True, True, False, False],
         [False, False, True, True],
     ]
-    assert len(panels({"": [row]}).layout.sliders) == 0
+    assert len(panels({"": [row]}, images=1).layout.sliders) == 0
 
 
 def test_titles_are_plain_text_of_at_most_three_lines() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.figures.caption import Caption, interval_words, seed_words
+from workbench.figures.caption import Caption, images_shown, interval_words, seed_words
 from workbench.figures.template import plain_name
 from workbench.models import split_name
 from workbench.runs import Run
@@ -41,6 +41,8 @@ def caption_of(title: str, figure: Any, runs: Mapping[str, Run]) -> Caption:
     counts = sorted({count for run in runs.values() for count in _images(run)})
     data = ", ".join(dict.fromkeys(str(record.get("data", "")) for record in records))
     n = f"{' to '.join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]])))} images of {data}" if counts else data
+    if shown := images_shown(figure):
+        n = f"{shown} of {n}" if counts else f"{shown} image{'s' * (shown > 1)} of {data}"
     seeds = {label: _seed(str(run.record.get("model", ""))) for label, run in runs.items()}
     return Caption(title, n, seed_words(seeds), interval_words(figure))
 

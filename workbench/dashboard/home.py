@@ -5,9 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
+from workbench import figures
 from workbench.dashboard import live
 from workbench.dashboard.glossary import meaning
-from workbench.dashboard.models import training_curves
+from workbench.dashboard.models import columns, rows_of, several_seeds, training_curves
 from workbench.dashboard.papers import chart, seeds_of
 from workbench.dashboard.site import Site, once, plain, unusable
 from workbench.dashboard.stories import stamp, story_of
@@ -15,6 +16,10 @@ from workbench.dashboard.thumbnails import disagreements
 from workbench.figures.caption import Caption
 from workbench.overview.charts import alignment_chart, types_chart
 from workbench.overview.story import Card, Story
+
+SCORED = ["accuracy", "low", "high", "difference", "d_low", "d_high", "p_holm", "CKNNA"]  # columns of `_table`
+TOP = 4  # rows of it that are seen at once
+LOWEST = 215  # pixels, height of a chart
 
 EMPTY = """Nothing is stored in `{}` yet.
 
@@ -32,19 +37,23 @@ def page(site: Site) -> None:
         live.demo(ended=True)
         return
     story = story_of(site, site.pair)
-    st.title(plain(story.title))
-    st.markdown(plain(story.compared))
-    _cards(site, story)
-    st.markdown(f"**{plain(story.finding)}** {plain(story.caveat)}")
-    for sentence in story.left_out:
-        st.caption(plain(sentence[:1].upper() + sentence[1:]))
-    _unusable(site)
-    if live.unfinished(site):
-        training_curves(site, site.chosen, few=True)
-    _charts(site, story)
-    if story.answered is not None:
-        disagreements(site, story.answered)
-    _next(site, story)
+    with st.container(key="home"):  # closer together than other pages: it fits into a window of 1440 x 900
+        st.title(plain(story.title))
+        st.markdown(plain(story.compared))
+        if len(site.pairs) > 1:
+            _table(site)
+        else:
+            _cards(site, story, running)
+        st.markdown(f"**{plain(story.finding)}** {plain(story.caveat)}")
+        for sentence in story.left_out:
+            st.caption(plain(sentence[:1].upper() + sentence[1:]))
+        _unusable(site)
+        if live.unfinished(site):
+            training_curves(site, site.chosen, few=True)
+        _charts(site, story)
+        if story.answered is not None:
+            disagreements(site, story.answered)
+        _next(site, story)
     live.demo(ended=True)
 
 
@@ -68,27 +77,49 @@ def _unusable(site: Site) -> None:
         site.link("evidence", f"{what} cannot be used: which, and why →", part="runs")
 
 
-def _cards(site: Site, story: Story) -> None:
-    for column, card in zip(st.columns(3, border=True), story.cards, strict=True):
-        with column:
-            _card(site, card)
+def _table(site: Site) -> None:
+    """Draw the top of the table of Models, for more than two models or variants."""
+    by_seed = several_seeds(site)
+    rows, name = rows_of(site, by_seed=by_seed), "variant" if by_seed else "key"
+    chosen = {site.models.by_key[key].variant for key in site.chosen} if by_seed else set(site.chosen)
+    first = site.models.by_key[site.baseline].variant if by_seed else site.baseline
+    rows = rows[rows[name].isin(chosen)].sort_values("accuracy", ascending=False)
+    rows = rows.sort_values(name, key=lambda names: names != first, kind="stable")
+    st.dataframe(
+        rows[[name, *SCORED]],
+        hide_index=True,
+        width="stretch",
+        column_config=columns(by_seed=by_seed),
+        height=38 + 35 * min(len(rows), TOP),
+    )
+    site.link("models", f"The baseline first, then the {len(rows) - 1} others by accuracy. All about them →")
 
 
-def _card(site: Site, card: Card) -> None:
+def _cards(site: Site, story: Story, running: bool) -> None:
+    with st.container(key="cards"):
+        for column, card in zip(st.columns(3, border=True), story.cards, strict=True):
+            with column:
+                _card(site, card, running)
+
+
+def _card(site: Site, card: Card, running: bool) -> None:
+    """Draw a number: what it is and where there is more, its value, and its difference and chance level."""
     help_of = {"layers": "CKNNA", "models": "accuracy", "examples": "chance"}
-    st.caption(f"{plain(card.title)}", help=meaning(help_of[card.page]))
+    more = {"layers": "By layer →", "models": "By model →", "examples": "Question by question →"}
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.caption(plain(card.title), help=meaning(help_of[card.page]), width="content")
+        if not card.missing:
+            site.link(card.page, more[card.page])
     st.markdown(f"## {plain(card.value)}")
     if card.missing.startswith("python"):
-        st.caption("To get it:")
-        st.code(card.missing, language="bash", wrap_lines=True)
+        st.caption("The demo is going to measure it." if running else "To get it:")
+        if not running:
+            st.code(card.missing, language="bash", wrap_lines=True)
         return
     if card.missing:
         st.caption(plain(card.missing))
         return
-    st.markdown(f"{plain(card.change)}  \n:gray[{plain(card.chance)}]")
-    site.link(
-        card.page, {"layers": "By layer →", "models": "By model →", "examples": "Question by question →"}[card.page]
-    )
+    st.markdown(f"{plain(card.change)} :gray[· {plain(card.chance)}]")
 
 
 def _charts(site: Site, story: Story) -> None:
@@ -101,7 +132,7 @@ def _charts(site: Site, story: Story) -> None:
         left.markdown(f"### Accuracy by question type: {plain(second)} minus {plain(first)}")
         with left:
             chart(
-                once(("types", *key), lambda: types_chart(story)),
+                once(("types", *key), lambda: _lower(types_chart(story))),
                 "by-type",
                 Caption(
                     f"Accuracy by question type, {second} minus {first}",
@@ -117,7 +148,7 @@ def _charts(site: Site, story: Story) -> None:
         right.markdown(f"### CKNNA by layer: {plain(second)} minus {plain(first)}")
         with right:
             chart(
-                once(("layers", *key), lambda: alignment_chart(story, alignment)),
+                once(("layers", *key), lambda: _lower(alignment_chart(story, alignment))),
                 "by-layer",
                 Caption(
                     f"CKNNA with {alignment.vfm} by layer, {second} minus {first}",
@@ -125,8 +156,14 @@ def _charts(site: Site, story: Story) -> None:
                     seeds_of(site, alignment.keys),
                     _over(alignment.changes),
                 ),
-                below="95 % intervals; the dashed line is the layer that the alignment loss reads.",
+                below="95 % intervals; dashed: the layer that the alignment loss reads.",
             )
+
+
+def _lower(figure: figures.Figure) -> figures.Figure:
+    """Return a chart as high as the first screen allows."""
+    figure.update_yaxes(title=None)  # the heading has it
+    return figure.update_layout(height=max(LOWEST, 0.7 * figure.layout.height), margin={"b": 40, "l": 40})
 
 
 def _over(table: pd.DataFrame) -> str:
@@ -138,8 +175,8 @@ def _over(table: pd.DataFrame) -> str:
 def _next(site: Site, story: Story) -> None:
     """Draw links to the other pages, as questions."""
     _, second = story.pair.names
-    st.subheader("Where to look next")
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown("**Where to look next**", width="content")
         site.link("layers", "In which layers do they differ most, and in what?")
         site.link(
             "examples",

@@ -93,7 +93,7 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
                 strip_figure,
                 "strip",
                 Caption(
-                    f"{second} minus {first} in every measure and layer, in standard errors",
+                    f"Difference in every measure and layer, in standard errors: {second} minus {first}",
                     f"{_range(table['n'])} {over}",
                     seeds_of(site, site.pair.keys if site.pair else []),
                     f"{over}, paired; a dot marks one that leaves 0 out, not corrected for the number of cells",

@@ -129,8 +129,8 @@ def _alike(shown: pd.DataFrame) -> dict[str, str]:
     """Return {column: its value} of columns that need no place, since all models that have a value have the same."""
     alike = {}
     for column in ("objective", "steps", "data"):
-        values = shown[column].dropna().unique()
-        if len(values) == 1 and values[0] != "":
+        values = shown[column].replace("", None).dropna().unique()
+        if len(values) == 1:
             words = {"steps": "{:.0f} steps", "objective": "objective {} where there is an alignment loss"}
             alike[column] = words.get(column, "{}").format(values[0])
     if "key" in shown and len(shown) and (shown["key"] == shown["variant"]).all():

@@ -51,7 +51,8 @@ def chart(
         st.plotly_chart(
             cells, width="stretch", config=figures.EXPORT, key=key, on_select=clicked, selection_mode="points"
         )
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="top"):
+    place: Any = "distribute" if below else "right"
+    with st.container(horizontal=True, horizontal_alignment=place, vertical_alignment="top"):
         if below:
             st.caption(below, width="stretch")
         save_button(figure, key, caption)
@@ -144,7 +145,6 @@ def seeds_of(site: Site, keys: Sequence[str]) -> str:
     words = []
     for variant, group in groups.items():
         seeds = sorted(str(site.models.by_key[key].seed) for key in group)
-        words.append(
-            f"{variant}: {len(group)} training{'s' * (len(group) > 1)}, seed{'s' * (len(group) > 1)} {', '.join(seeds)}"
-        )
+        several = "s" * (len(group) > 1)
+        words.append(f"{len(group)} training{several} of {variant} (seed{several} {', '.join(seeds)})")
     return "; ".join(words)

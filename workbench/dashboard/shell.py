@@ -18,7 +18,7 @@ PAGES = {name: name.capitalize() for name in ("home", "models", "layers", "examp
 QUIET = 75  # % of the text's color in captions and in the texts of charts
 BUTTON = COLORS[0]  # behind the white text of buttons and tags, in both themes
 STYLE = """<style>
-[data-testid=stMainBlockContainer] {padding: 4.2rem 2rem 3rem; max-width: 1500px}
+[data-testid=stMainBlockContainer] {padding: 3.9rem 2rem 3rem; max-width: 1500px}
 h1 {font-size: 1.75rem !important; padding-bottom: .7rem !important}
 h2 {font-size: 1.3rem !important; padding: .1rem 0 .3rem !important}
 h3 {font-size: 1.08rem !important; padding: .5rem 0 .5rem !important}
@@ -33,6 +33,15 @@ h3 {font-size: 1.08rem !important; padding: .5rem 0 .5rem !important}
 }
 [data-testid=stBaseButton-primary]:not(:disabled), [data-tag], [data-tag] > * {background: $button !important}
 :has(> .st-key-paste-place) {position: absolute !important}
+.st-key-home, .st-key-home [data-testid=stVerticalBlock] {gap: .3rem !important}
+.st-key-home h1 {padding: .2rem 0 .6rem !important}
+.st-key-home h2 {padding: 0 0 .6rem !important}
+.st-key-home h3 {padding: .2rem 0 .8rem !important}
+.st-key-home [class*=st-key-save-] button {min-height: 0; padding: 0}
+.st-key-cards [data-testid=stColumn] {padding: .4rem .9rem .5rem !important}
+[class*=st-key-look-] {position: relative}
+[class*=st-key-look-] * {position: static !important}
+[class*=st-key-look-] a::after {content: ""; position: absolute !important; inset: 0}
 @media (max-width: 640px) {
   [data-testid=stMainBlockContainer] {padding: 3.6rem .8rem 2rem}
   h1 {font-size: 1.35rem !important}

@@ -129,7 +129,8 @@ def choose_models(site: Site) -> None:
         chosen = names[0]
         if len(names) > 1:
             with row:
-                chosen = choice("with", names, names[0], f"shown against {site.pairs[0].names[0]}")
+                label = f"shown against {site.pairs[0].names[0]}"
+                chosen = choice("with", names, names[0], label, label_visibility="collapsed", format_func=_against)
         site.pair = site.pairs[names.index(chosen)]
 
 
@@ -146,6 +147,10 @@ def _words(site: Site) -> str:
         unit = "seeds" if len(seeds) == len(keys) else "models"
         named.append(keys[0] if len(keys) == 1 else f"{name} ({len(keys)} {unit})")
     return plain(" vs ".join(named) if len(named) <= 4 else f"{named[0]} vs {len(named) - 1} others")
+
+
+def _against(name: str) -> str:
+    return f"shown: {name}"
 
 
 WIDEST = 30  # letters of a button that fit on a phone

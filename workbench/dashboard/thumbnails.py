@@ -66,13 +66,15 @@ def disagreements(site: Site, answered: Answered) -> None:
         chosen += [(names, row) for _, row in rows.head(2).iterrows()]
     if not chosen:
         return
-    st.subheader("Where they disagree")
-    for column, (words, row) in zip(st.columns(4), chosen, strict=False):
-        with column:
-            sample = samples[row["id"]]
-            st.image(thumbnail_of(spec, row["id"], FEW) or "", width=128)
-            given = {model.key: row.get(f"given:{model.key}") for model in (a, b)}
-            said = ", ".join(f"{key}: {answer}" for key, answer in given.items() if isinstance(answer, str))
-            st.markdown(f"{plain(sample.question)} **{plain(sample.answer)}**")
-            st.caption(plain(f"{words}{f' ({said})' if said else ''}"))
-            site.link("explorer", "Look inside both", i=sample.image_id, q=sample.id)
+    st.markdown("### Where they disagree")
+    for number, (column, (words, row)) in enumerate(zip(st.columns(4), chosen, strict=False)):
+        sample = samples[row["id"]]
+        given = {model.key: row.get(f"given:{model.key}") for model in (a, b)}
+        said = ", ".join(f"{key}: {answer}" for key, answer in given.items() if isinstance(answer, str))
+        with column.container(key=f"look-{number}"):  # the link covers all of it
+            left, right = st.columns([1, 2.6], wrap=False)
+            left.image(thumbnail_of(spec, row["id"], FEW) or "", width="stretch")
+            with right:
+                st.markdown(f"{plain(sample.question)} **{plain(sample.answer)}**")
+                st.caption(plain(f"{words}{f' ({said})' if said else ''}"))
+                site.link("explorer", "Look inside both →", i=sample.image_id, q=sample.id)

@@ -37,8 +37,25 @@ class Caption:
         has_intervals = "low" in drawn_points(figure)
         drawn = INTERVALS.format(self.interval) if has_intervals else "No interval is drawn"
         over = f"{self.n}; {self.seeds}" if self.n else self.seeds
-        parts = (self.shows, _step_words(figure), over, drawn, chance_words(figure))
-        return " ".join(f"{part[:1].upper()}{part[1:].rstrip('.')}." for part in parts if part)
+        begun = over if self.n and self._is_name(over) else _capital(over)
+        shows = self.shows if self._is_name(self.shows) else _capital(self.shows)
+        parts = (shows, _capital(_step_words(figure)), begun, drawn, _capital(chance_words(figure)))
+        return " ".join(f"{part.rstrip('.')}." for part in parts if part)
+
+    def _is_name(self, text: str) -> bool:
+        """Return whether a text begins with the name of a model, which stays as it is written."""
+        first = text.split(maxsplit=1)[:1]
+        return bool(first) and first[0] in re.split(r"[\s(),:;]+", self.seeds)
+
+
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def images_shown(figure: Any) -> int | None:
+    """Return how many different images a figure shows at once, None if it shows none (`layout.meta`)."""
+    meta = as_dict(figure)["layout"].get("meta")
+    return meta.get("images") if isinstance(meta, Mapping) else None
 
 
 def _step_words(figure: Any) -> str:

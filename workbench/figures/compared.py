@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from workbench.figures.colors import color_of
 from workbench.figures.layers import layer_axis
-from workbench.figures.template import GRAY, band, error_bars, new_figure, plain_name, translucent
+from workbench.figures.template import GRAY, band, error_bars, new_figure, plain_name, translucent, two_lines
 from workbench.intervals import t_interval
 
 LINES = 6  # with more curves, a heat map is drawn
@@ -245,7 +245,7 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None) ->
     wide = wide[columns if isinstance(columns[0], str) else sorted(columns)]
     parts = {key: table.pivot_table(index="name", columns="at", values=key, sort=False) for key in ("low", "high")}
     bounds = np.dstack([part.reindex(index=names, columns=wide.columns) for part in parts.values()])
-    figure = new_figure(height=190 + 24 * len(names), hovermode="closest", xaxis_title="layer")
+    figure = new_figure(height=180 + _row_height(names) * len(names), hovermode="closest", xaxis_title="layer")
     figure.add_heatmap(
         z=wide,
         x=_layer_names(list(wide.columns)),
@@ -258,7 +258,7 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None) ->
         hovertemplate="%{y}, layer %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
     )
     _frame_column(figure, list(wide.columns), marked)
-    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    _label_rows(figure, [plain_name(str(name)) for name in names], [str(name) for name in names])
     figure.update_xaxes(type="category", showgrid=False)
     return figure.update_layout(margin={"l": 8, "t": 12})
 
@@ -279,7 +279,7 @@ def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
         for key in ("z", "score", "low", "high")
     }
     clear = (wide["low"] > 0) | (wide["high"] < 0)
-    figure = new_figure(height=180 + 23 * len(titles), hovermode="closest", xaxis_title="layer")
+    figure = new_figure(height=170 + _row_height(titles) * len(titles), hovermode="closest", xaxis_title="layer")
     figure.add_heatmap(
         z=wide["z"],
         x=_layer_names(layers),
@@ -301,7 +301,7 @@ def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
         ),
     )
     _frame_column(figure, layers, marked)
-    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    _label_rows(figure, titles, titles)
     figure.update_xaxes(type="category", showgrid=False)
     return figure.update_layout(margin={"l": 8, "t": 12})
 
@@ -331,6 +331,23 @@ def clickable(figure: go.Figure) -> go.Figure:
 def _layer_names(layers: Sequence[object]) -> list[str]:
     """Return the names of layers, or of other columns, on an axis; layer -1 is the vision encoder."""
     return ["encoder" if layer == -1 else str(layer) for layer in layers]
+
+
+def _row_height(names: Sequence[object]) -> int:
+    """Return the height of a row of a heat map in pixels, which has room for its label."""
+    return 27 if any("<br>" in two_lines(str(name)) for name in names) else 24
+
+
+def _label_rows(figure: go.Figure, rows: Sequence[str], names: Sequence[str]) -> None:
+    """Write the names of the rows of a heat map, the first at the top."""
+    figure.update_yaxes(
+        autorange="reversed",
+        automargin=True,
+        showgrid=False,
+        tickvals=rows,
+        ticktext=[two_lines(name) for name in names],
+        tickfont={"size": 11},
+    )
 
 
 def _bar(title: str) -> dict[str, object]:

@@ -207,6 +207,7 @@ def _overlay_grid(rows: Sequence[Sequence[Overlay]]) -> go.Figure:
         hovermode="closest",
         showlegend=False,
         margin={"t": 70, "l": 16, "b": 16},
+        meta={"images": len({overlay.image.tobytes() for row in rows for overlay in row})},
     )
     return figure
 
@@ -311,6 +312,7 @@ def word_maps(maps: Sequence[WordMap]) -> go.Figure:
         hovermode="closest",
         showlegend=False,
         margin=margin,
+        meta={"images": len({word_map.image.tobytes() for word_map in maps})},
     )
     figure.update_layout(title={"text": legend, "font": {"size": 13}, "x": 0.5, "xanchor": "center"}, sliders=[slider])
     return figure

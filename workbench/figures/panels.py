@@ -45,12 +45,13 @@ def wrapped(text: str, width: int) -> str:
     return "<br>".join(map(escape, shown))
 
 
-def panels(sets: Mapping[str, Rows]) -> go.Figure:
+def panels(sets: Mapping[str, Rows], *, images: int) -> go.Figure:
     """Draw sets of panels, one set at a time, chosen by a slider.
 
     Args:
         sets: {name in the slider: rows of panels}; all sets have rows of the same lengths, and the titles of the first
             one are shown for all.
+        images: of how many images the panels of a set are.
     """
     rows = next(iter(sets.values()))
     columns = max(map(len, rows))
@@ -77,6 +78,7 @@ def panels(sets: Mapping[str, Rows]) -> go.Figure:
         height=int(height + 24 + (90 if len(sets) > 1 else 0)),
         hovermode=False,
         margin={"t": above + 8, "l": 8, "r": 8, "b": 8},
+        meta={"images": images},
     )
     if len(sets) > 1:
         figure.update_layout(sliders=[_slider(figure, list(sets))])

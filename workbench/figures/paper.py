@@ -48,10 +48,10 @@ def paper_figure(figure: Any, columns: Columns = 1) -> dict[str, Any]:
     width = round(WIDTHS[columns] * browser.PIXELS)
     height = (printed.layout.height or 320) * SHRUNK
     content = as_dict(printed)
-    rows = sideways(content) or panel_names(content) or any(kind_of(trace) == "heatmap" for trace in content["data"])
-    over_images = any(kind_of(trace) == "image" for trace in content["data"])
-    if not rows:  # its height follows from nothing that is drawn
-        height = min(height, FLAT * width)
+    kinds = {kind_of(trace) for trace in content["data"]}
+    over_images = "image" in kinds
+    if not sideways(content) and not kinds & {"heatmap", "image"}:  # its height follows from nothing that is drawn
+        height = min(height, _height_of_panels(content, width) if panel_names(content) else FLAT * width)
     printed.update_layout(
         width=width,
         height=round(height),
@@ -89,6 +89,15 @@ def paper_figure(figure: Any, columns: Columns = 1) -> dict[str, Any]:
             trace["type"] = "scatter"  # WebGL would become pixels
         _thinner(trace)
     return drawn
+
+
+def _height_of_panels(content: Mapping[str, Any], width: float) -> float:
+    """Return the height at which the panels of a figure, each below its title, are about as high as wide."""
+    across, down = (
+        {tuple(axis.get("domain", (0, 1))) for name, axis in content["layout"].items() if name.startswith(letter)}
+        for letter in ("xaxis", "yaxis")
+    )
+    return len(down) * (width / len(across) + 2 * ROW) + 3 * ROW
 
 
 def _legend_height(content: Mapping[str, Any], width: float) -> float:

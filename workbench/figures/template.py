@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -11,6 +13,7 @@ from plotly.offline import get_plotlyjs
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8860b", "#cc79a7", "#4898cf")
 DASHES = ("solid", "dash", "dot", "dashdot")
 GRAY = "#8a8f98"
+LABEL = 18  # letters of a row's label in one line
 EXPORT = {"showSendToCloud": False, "displaylogo": False, "toImageButtonOptions": {"format": "svg"}}
 
 pio.templates["workbench"] = go.layout.Template(
@@ -43,6 +46,15 @@ def new_figure(**layout: object) -> go.Figure:
 def plain_name(name: str) -> str:
     """Return a name in which plotly sees no markup."""
     return name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def two_lines(name: str) -> str:
+    """Return a name as the label of a row: a long one in two lines, so that rows have room on a phone."""
+    ends = [match.end() for match in re.finditer(r"[\s_/:-]+", name) if match.end() < len(name)]
+    if len(name) <= LABEL or not ends:
+        return plain_name(name)
+    end = min(ends, key=lambda end: abs(end - len(name) / 2))
+    return f"{plain_name(name[:end].rstrip())}<br>{plain_name(name[end:])}"
 
 
 def translucent(color: str, alpha: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from html import unescape
 from itertools import pairwise
 
 import numpy as np
@@ -17,11 +18,14 @@ from workbench.figures import (
     difference_dots,
     image_dots,
     layer_curves_named,
+    layer_heat,
     layer_strip,
     model_colors,
     named_curves,
 )
 from workbench.figures.compared import _apart
+from workbench.figures.template import LABEL, two_lines
+from workbench.intervals import t_interval
 
 
 def curves(count: int) -> pd.DataFrame:
@@ -66,6 +70,33 @@ def test_many_models_become_a_heat_map_with_every_value() -> None:
     thick = [trace for trace in layer_curves_named(grouped, y="score").data if trace.line.width == 3]
     assert [trace.name for trace in thick] == ["x", "y"]
     assert thick[0].y.tolist() == pytest.approx([0.05, 1.05, 2.05])
+
+
+def test_a_single_layer_shows_its_interval_and_every_seed() -> None:
+    one = curves(4).query("at == 1")
+    bars = [trace for trace in layer_curves_named(one, y="score").data if trace.name in set(one["name"])]
+    for trace, row in zip(bars, one.itertuples(), strict=True):
+        assert (trace.error_y.array[0], trace.error_y.arrayminus[0]) == (row.high - row.score, row.score - row.low)
+    grouped = layer_curves_named(one.assign(group=["x", "x", "y", "y"]), y="score").data
+    assert all("markers" in trace.mode for trace in grouped if trace.name in {*one["name"], "x", "y"})
+
+
+def test_the_interval_of_a_group_in_a_heat_map_is_over_its_curves() -> None:
+    many = curves(2 * (LINES + 1)).assign(group=lambda t: t["name"].str[1:].astype(int) // 2)
+    (heat,) = layer_curves_named(many.assign(group=many["group"].astype(str)), y="score").data
+    expected = t_interval([0.0, 0.1])
+    assert list(heat.customdata[0][0]) == pytest.approx([expected.low, expected.high])
+
+
+def test_long_labels_of_rows_take_two_lines_and_lose_nothing() -> None:
+    names = ["linear probe: class of the object", "baseline_limit_train-300-s10", "short", "x" * 40, "a<b & c_d" * 3]
+    for name in names:
+        lines = two_lines(name).split("<br>")
+        assert unescape("".join(lines)).replace(" ", "") == name.replace(" ", "")
+        assert len(lines) == (2 if len(name) > LABEL and name[0] != "x" else 1)
+    heat = layer_heat(pd.concat([curves(1).assign(name=name) for name in names]), title="score")
+    assert list(heat.layout.yaxis.ticktext) == [two_lines(name) for name in names]
+    assert list(heat.layout.yaxis.tickvals) == list(heat.data[0].y)
 
 
 def test_beyond_six_curves_those_in_front_have_colors_and_names() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,14 @@ from plotly.subplots import make_subplots
 
 from tests.workbench.dashboard.test_dashboard import chromium_or_skip
 from workbench import figures
+from workbench.analysis.exported import caption_of
 from workbench.errors import RunError
 from workbench.figures import browser
 from workbench.figures.caption import Caption, seed_words
 from workbench.figures.latex import latex_table
 from workbench.figures.paper import columns_of, export, paper_figure, unique_names
 from workbench.figures.point_table import drawn_points
+from workbench.runs import Run
 
 CAPTION = Caption("Scores by layer", "40 images of shapes:val", seed_words({"a_1": 3, "b & c": None}), "images")
 ROWS = ["panel", "curve", "kind", "x", "y", "value"]
@@ -172,6 +175,36 @@ def test_a_caption_says_n_seeds_interval_and_chance(name: str, words: str) -> No
     text = CAPTION.of(CHARTS[name]())
     assert "40 images of shapes:val; one training each (a_1 seed 3, b & c seed not known)." in text
     assert words in text
+
+
+def test_a_caption_leaves_the_name_of_a_model_as_it_is_written() -> None:
+    text = replace(CAPTION, shows="a_1 minus b", n="").of(dots())
+    assert text.startswith("a_1 minus b. One training each (a_1 seed 3,")
+    assert replace(CAPTION, shows="attention by layer").of(dots()).startswith("Attention by layer. 40 images")
+
+
+def test_the_caption_of_saved_overlays_counts_the_images_that_are_shown() -> None:
+    first, second = (np.full((6, 6, 3), value, np.uint8) for value in (0, 9))
+    by_layer = [{1: figures.Overlay("a", image, np.full((1, 2), 0.1), (0, 0, 1, 1))} for image in (first, second)]
+    stored = {"data": "shapes:val", "model": "m", "analysis": "attention"}
+    run = Run("key", cast(Any, stored), {"scores": pd.DataFrame({"n_images": [40.0]})})
+    for rows, count in (([by_layer], 2), ([by_layer[:1], by_layer[:1]], 1)):
+        figure = figures.layered_overlays(rows)
+        assert caption_of("Maps", figure, {"m": run}).n == f"{count} of 40 images of shapes:val"
+        assert caption_of("Maps", json.loads(figure.to_json()), {"m": run}).n.startswith(f"{count} of 40")
+    assert caption_of("Scores", dots(), {"m": run}).n == "40 images of shapes:val"
+
+
+@pytest.mark.parametrize(("rows", "columns", "width"), [(2, 2, 312), (4, 2, 312), (1, 3, 648)])
+def test_panels_of_points_are_about_as_high_as_wide(rows: int, columns: int, width: int) -> None:
+    figure = make_subplots(rows, columns, subplot_titles=[f"{n}" for n in range(rows * columns)])
+    for number in range(rows * columns):
+        where = {"row": number // columns + 1, "col": number % columns + 1}
+        figure.add_scatter(x=[0, 1], y=[1, 2], mode="markers", **where)
+    figure.update_layout(template="workbench", height=120 + 320 * rows, showlegend=False)
+    layout = paper_figure(figure, 1 if width == 312 else 2)["layout"]
+    high = (layout["height"] - layout["margin"]["t"] - layout["margin"]["b"]) / rows
+    assert 0.6 < high / (width / columns) < 1.4
 
 
 def test_titles_never_share_a_file() -> None:
