@@ -11,7 +11,7 @@ Each question is put to the model with a prompt, and its answer is stored as it 
 
 Every scorer of the benchmark is computed from the same generated answers: `own`, `official` (its authors'), `lmms`
 (lmms-eval), `adaptvis`, and `paper` (the VIRAL authors' scripts). Answers that a scorer cannot read are wrong, and
-counted.
+counted. Stored answers are scored again, without a model, by `python -m workbench.benchmarks RUN [RUN ...]`.
 
 Beside each score are its chance level, the accuracy of giving each category's most frequent right answer (`majority`),
 and blind runs: the same questions about the mean of all images (`mean image`), and without any (`no image`). A score
@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -47,7 +47,7 @@ from workbench.benchmarks.exchange import with_prompt
 from workbench.benchmarks.tables import ALL, scores
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.data.pope import is_repope
-from workbench.errors import ConfigError, ModelError
+from workbench.errors import ConfigError, ModelError, UnknownNameError
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
@@ -55,6 +55,7 @@ from workbench.training_folder import MEAN
 # 4 answers with two letters ("Option A or B"), majority answer wherever categories are answers
 VERSION = 4
 OURS = {"own": "", "sum": " by likelihood"}  # scorers of the figures by category, and what their titles say
+ALL_SCORERS, BY_LIKELIHOOD = "all", ("sum", "mean")
 SIDE = 336  # pixels of the mean image
 BLIND: Mapping[str, tuple[Shown, ...]] = {
     "both": ("mean image", "no image"),
@@ -67,6 +68,8 @@ BLIND: Mapping[str, tuple[Shown, ...]] = {
 @dataclass(frozen=True)
 class Config(PromptOptions):
     """Which questions are asked, and how."""
+
+    ADDED: ClassVar[tuple[str, ...]] = (*PromptOptions.ADDED, "scorer")
 
     limit: Annotated[int, Ge(1)] = 100_000
     """Number of images; by default all."""
@@ -82,6 +85,8 @@ class Config(PromptOptions):
     """Answers that are drawn to each question."""
     blind: Literal["both", "mean_image", "no_image", "off"] = "both"
     """Ask every question about the mean of all images, and without an image, too."""
+    scorer: str = "all"
+    """The scorers whose scores are stored and shown: all, or one of them."""
     circular: bool = False
     """Ask every question once for each rotation of its options, for the score `circular`: all answers must be right."""
 
@@ -95,6 +100,7 @@ def run(config: Config, context: Context) -> Result:
     """Ask every question with its image, and blind."""
     data = context.data
     asking = ask(config, context.mllm, data, types=config.types)
+    check_scorer(config, asking)
     decoding = Decoding(config.decoding, config.max_new_tokens, config.temperature, config.draws, config.seed)
     tables, left_out = [], list(asking.left_out)
     views: tuple[Shown, ...] = ("image", *BLIND[config.blind])
@@ -114,7 +120,23 @@ def run(config: Config, context: Context) -> Result:
     answers = pd.concat(tables, ignore_index=True)
     record: dict[str, Any] = {**asking.record, "decoding": config.decoding}
     record |= {"labels": data.version, "about": data.about} if isinstance(data, BenchmarkDataset) else {}
-    return Result({"scores": scores(answers, seed=config.seed), "answers": answers}, {}, record, left_out)
+    table = scores(answers, seed=config.seed)
+    if config.scorer != ALL_SCORERS:
+        table = table[table["scorer"] == config.scorer].reset_index(drop=True)
+    return Result({"scores": table, "answers": answers}, {}, record, left_out)
+
+
+def check_scorer(config: Config, asking: Asking) -> None:
+    """Check that the answers to some questions have the scorer of the options, before any model answers.
+
+    Raises:
+        UnknownNameError: they have not.
+    """
+    if config.scorer == ALL_SCORERS or (config.decoding == "likelihood" and config.scorer in BY_LIKELIHOOD):
+        return
+    if config.decoding == "likelihood":
+        raise UnknownNameError("scorer of answers by likelihood", config.scorer, [ALL_SCORERS, *BY_LIKELIHOOD])
+    asking.check_scorer(config.scorer)
 
 
 def _answers(

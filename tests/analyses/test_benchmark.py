@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.benchmark import ANALYSIS, VERSION
+from analyses.benchmark import ANALYSIS, VERSION, Config, check_scorer
 from tests.conftest import refused, run
+from workbench.benchmarks.asking import Asking
 from workbench.benchmarks.tables import answer_row, scores
 from workbench.data import Sample, load_data
+from workbench.errors import UnknownNameError
 from workbench.runs import Run, load
 
 IMAGES = 6
@@ -79,6 +81,18 @@ def test_prompts_and_labels_of_others_are_named_in_figures_and_summary() -> None
     rows = table[(table["model"] == "old") & (table["measure"] == "accuracy") & (table["scorer"] == "own")]
     assert (rows["prompt"] == "plain").all()
     assert rows["difference"].notna().all()
+
+
+def test_a_scorer_is_checked_before_a_model_answers() -> None:
+    sample = Sample("0", "image", lambda: None, "is it ?", "yes", ("yes", "no"))  # type: ignore[arg-type, return-value]
+    asking = Asking("pope", "plain", [[sample]], {})
+    for scorer in ("all", "own", "official", "lmms", "paper"):
+        check_scorer(Config(scorer=scorer), asking)
+    with pytest.raises(UnknownNameError, match="did you mean 'paper'"):
+        check_scorer(Config(scorer="papr"), asking)
+    check_scorer(Config(scorer="sum", decoding="likelihood"), asking)
+    with pytest.raises(UnknownNameError, match="expected one of all, mean, sum"):
+        check_scorer(Config(scorer="official", decoding="likelihood"), asking)
 
 
 @pytest.mark.slow
