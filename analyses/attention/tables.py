@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,9 @@ from analyses.attention.questions import (
     Question,
 )
 from workbench.runs import Run
-from workbench.stats import Interval, Kind, holm, mean_interval, mean_intervals, paired_differences, paired_test
+from workbench.stats import Interval, Kind, holm, mean_intervals, paired_differences, paired_test
+
+UNBOUNDED = ("mass_ratio", "entropy_raw")  # measures, or beginnings of their names, that can be above 1
 
 
 def samples_table(questions: list[Question], reported: np.ndarray, measurements: Measurements) -> pd.DataFrame:
@@ -81,14 +84,18 @@ def scores_by_layer(
 def score_intervals(values: np.ndarray, measures: Sequence[str], images: Sequence[str]) -> Iterator[Interval]:
     """Yield the means of `values` (sample, ..., measure) over samples with intervals over images, last axis fastest.
 
-    Pointing is right or wrong, so its interval is that of a proportion.
+    Pointing is right or wrong, so its interval is that of a proportion. The others end where their measure does: none
+    is negative, and only those in UNBOUNDED are above 1.
     """
     kinds: list[Kind] = ["proportion" if measure.startswith("pointing") else "real" for measure in measures]
     by_measure = [
         mean_intervals(values[..., m].reshape(len(values), -1), kind=kind, groups=images)
         for m, kind in enumerate(kinds)
     ]
-    return (interval for column in zip(*by_measure, strict=True) for interval in column)
+    for column in zip(*by_measure, strict=True):
+        for measure, interval in zip(measures, column, strict=True):
+            most = np.inf if measure.startswith(UNBOUNDED) else 1.0
+            yield replace(interval, low=max(interval.low, 0.0), high=min(interval.high, most))
 
 
 def summarized(interval: Interval, chance: float, nulls: np.ndarray, n: int, seed: int) -> dict[str, float]:
@@ -132,11 +139,12 @@ def chosen_heads(
         if not defined.any():
             continue  # this head gives the image no attention at all in this half
         asked, others, groups = asked[defined], others[defined], reported_images[defined]
-        interval = mean_interval(asked[:, pointing], kind="proportion", groups=groups)
+        interval, ratio_interval, iou_interval = score_intervals(
+            asked[:, [pointing, mass_ratio, iou]], list(OBJECT_MEASURES), list(groups)
+        )
         by_question = pd.DataFrame({"image": groups, "asked": asked[:, pointing], "others": others[:, pointing]})
         by_image = by_question.groupby("image", sort=False).mean()
         tested = paired_test(by_image["others"], by_image["asked"], seed=config.seed)
-        ratio_interval, iou_interval = mean_intervals(asked[:, [mass_ratio, iou]], kind="real", groups=groups)
         rows.append(
             {
                 "rank": rank,

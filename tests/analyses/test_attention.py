@@ -16,6 +16,7 @@ from PIL import Image
 from analyses.attention import ANALYSIS, MEASURES, Config, differences
 from analyses.attention import run as run_attention
 from analyses.attention.questions import ENTROPIES
+from analyses.attention.tables import score_intervals
 from tests.conftest import refused, run
 from tests.tiny import BUILDERS, build
 from workbench import figures as fig
@@ -548,3 +549,15 @@ def test_no_question_left_and_no_raster_are_one_sentence(mllm: MLLM) -> None:
     blind = MLLM(mllm.model, mllm.processor, dataclasses.replace(mllm.family, visual_tokens=without), mllm.name)
     with pytest.raises(ModelError, match="have no rows and columns"):
         run_attention(Config(limit=6), Context(blind, load_data("shapes:val", limit=6), batch_size=8))
+
+
+def test_an_interval_ends_where_its_measure_does() -> None:
+    """Three images leave the mean open; no share is below 0 or above 1, a ratio of masses has no upper end."""
+    few = np.array([[[0.0, 0.0, 0.0, 1.0]], [[0.0, 0.0, 0.01, 1.0]], [[0.3, 3.0, 3.0, 0.2]]])  # (sample, head, measure)
+    measures = ["component_entropy", "mass_ratio", "entropy_raw", "mass"]
+    entropy, ratio, raw, mass = score_intervals(few, measures, ["a", "b", "c"])
+    assert (entropy.estimate, entropy.low) == (pytest.approx(0.1), 0)
+    assert 0.1 < entropy.high <= 1
+    assert ratio.low == raw.low == 0
+    assert ratio.high > 1 and raw.high > 1
+    assert mass.estimate < mass.high <= 1
