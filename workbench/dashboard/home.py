@@ -184,4 +184,4 @@ def _next(site: Site, story: Story) -> None:
             outcome="second",
         )
         site.link("explorer", "What does one image look like inside both?")
-        site.link("evidence", "Which claims hold, and how was each number made?")
+        site.link("evidence", "Which claims hold?")

@@ -40,10 +40,11 @@ h3 {font-size: 1.08rem !important; padding: .5rem 0 .5rem !important}
 .st-key-home [class*=st-key-save-] button {min-height: 0; padding: 0}
 .st-key-cards [data-testid=stColumn] {padding: .4rem .9rem .5rem !important}
 [class*=st-key-look-] {position: relative}
-[class*=st-key-look-] * {position: static !important}
+[class*=st-key-look-] :is(a, :has(a)) {position: static !important}
 [class*=st-key-look-] a::after {content: ""; position: absolute !important; inset: 0}
+[data-testid=stPageLink] * {white-space: normal !important}
 @media (max-width: 640px) {
-  [data-testid=stMainBlockContainer] {padding: 3.6rem .8rem 2rem}
+  [data-testid=stMainBlockContainer] {padding: 4.2rem .8rem 2rem}
   h1 {font-size: 1.35rem !important}
   [data-testid=stButtonGroup] [role=radiogroup] {flex-wrap: wrap !important; overflow: visible !important}
 }

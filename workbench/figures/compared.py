@@ -335,7 +335,7 @@ def _layer_names(layers: Sequence[object]) -> list[str]:
 
 def _row_height(names: Sequence[object]) -> int:
     """Return the height of a row of a heat map in pixels, which has room for its label."""
-    return 27 if any("<br>" in two_lines(str(name)) for name in names) else 24
+    return 30 if any("<br>" in two_lines(str(name)) for name in names) else 24
 
 
 def _label_rows(figure: go.Figure, rows: Sequence[str], names: Sequence[str]) -> None:

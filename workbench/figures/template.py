@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b8860b", "#cc79a7", "#4898cf")
 DASHES = ("solid", "dash", "dot", "dashdot")
 GRAY = "#8a8f98"
-LABEL = 18  # letters of a row's label in one line
+LABEL = 20  # letters of a row's label in one line
 EXPORT = {"showSendToCloud": False, "displaylogo": False, "toImageButtonOptions": {"format": "svg"}}
 
 pio.templates["workbench"] = go.layout.Template(

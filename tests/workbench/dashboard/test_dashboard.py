@@ -23,8 +23,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT
-from tests.workbench.overview.folders import cknna, train
+from tests.workbench.overview.folders import cknna, patching, train
 from workbench.dashboard import folders, shell
+from workbench.data import load_data
 from workbench.errors import RunError
 
 if TYPE_CHECKING:
@@ -151,6 +152,45 @@ def test_home_tells_what_came_out(two: Path, monkeypatch: pytest.MonkeyPatch) ->
     turned = text_of(open_page("home", two, monkeypatch, b="viral", m="baseline"))
     assert "90.0 → 50.0" in turned
     assert "baseline is less accurate" in turned
+
+
+def test_home_of_more_than_two_models_has_the_top_of_their_table(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(two, "third", right=share(0.7), aligned=True, weight=2.0)
+    app = open_page("home", two, monkeypatch, b="baseline", m=["third", "viral"])
+    table = app.dataframe[0].value
+    assert table["key"].tolist() == ["baseline", "viral", "third"]
+    stored = open_page("models", two, monkeypatch).dataframe[0].value.set_index("key")
+    for column in table.columns[1:]:
+        np.testing.assert_array_equal(table.set_index("key")[column], stored.loc[table["key"], column])
+    assert table["p_holm"].notna().tolist() == [False, True, True]
+    assert "50.0 → 90.0" not in text_of(app)
+
+
+def test_models_are_filtered_by_the_data_that_they_are_evaluated_on(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = train(two, "other", right=share(0.7), aligned=True, weight=2.0)
+    record = json.loads((folder / "training.json").read_text())
+    record["recipe"]["data"]["test"] = "easy_vqa:test"
+    (folder / "training.json").write_text(json.dumps(record))
+    app = open_page("models", two, monkeypatch)
+    assert app.dataframe[0].value["data"].tolist() == ["shapes:test", "easy_vqa:test", "shapes:test"]
+    app.multiselect(key="on").set_value(["easy_vqa:test"]).run()
+    assert app.dataframe[0].value["key"].tolist() == ["other"]
+    assert "Accuracy on easy_vqa:test, mean of question types" in text_of(app)
+
+
+def test_patching_of_several_seeds_is_one_chart_that_names_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        for name, wrong in (("baseline", 4), ("viral", 1 + seed)):
+            train(tmp_path, f"{name}-s{seed}", right=share(0.5), seed=seed, aligned=name == "viral")
+            patching(tmp_path, f"{name}-s{seed}", f"viral-s{seed}", wrong=wrong)
+    text = text_of(open_page("layers", tmp_path, monkeypatch, l="1"))
+    assert "Layer 1: baseline 0.400 (mean of 2), viral 0.150 (mean of 2)" in text
+    assert "Largest difference at layer 0: -0.250 [" in text
+    assert "10 images of shapes:val; tokens of viral of the same seed; thick: mean over seeds" in text
+    assert "dotted: no effect" in text
+    assert "sets of images and options" not in text
 
 
 def test_numbers_of_the_models_table_are_the_stored_ones(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,7 +426,7 @@ CHANGES: dict[str, list[tuple[str, str, object]]] = {
 
 @pytest.mark.parametrize("name", LIGHT)
 def test_a_copied_address_shows_the_same_page(name: str, two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workbench.dashboard.layers.every_figure", lambda *_: None)  # asks another process
+    monkeypatch.setattr("workbench.dashboard.questions.every_figure", lambda *_: None)  # asks another process
     app = open_page(name, two, monkeypatch)
     before = content_of(app)
     for kind, key, value in CHANGES[name]:
@@ -567,6 +607,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
 
     chromium = chromium_or_skip()
     root = two_models(tmp_path_factory.mktemp("shown"))
+    scenes = load_data("shapes:test", limit=20).scenes
+    for name in ("baseline", "viral"):  # about images that are there
+        file = root / name / "evaluation.parquet"
+        asked = [scene[number] for scene in scenes for number in (0, 1)]
+        ids = {"id": [sample.id for sample in asked], "image_id": [sample.image_id for sample in asked]}
+        pd.read_parquet(file).assign(**ids).to_parquet(file)
     with serve(root) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
         yield Shown(root, address, browser)
@@ -643,6 +689,35 @@ def test_a_click_on_the_strip_marks_its_layer_and_j_goes_to_the_next_question(sh
     expect(page.get_by_text("2 of 40")).to_be_visible(timeout=30_000)
     page.keyboard.press("k")
     expect(page.get_by_text("1 of 40")).to_be_visible(timeout=30_000)
+
+
+@pytest.mark.browser
+def test_home_fits_into_a_window_and_an_example_is_one_link(shown: Shown, page: Page) -> None:
+    from playwright.sync_api import expect
+
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.goto(shown.address)
+    examples = page.locator("[class*=st-key-look-]")
+    expect(examples).to_have_count(2, timeout=60_000)
+    wait_until_drawn(page)
+    charts = page.locator("[data-testid=stPlotlyChart]")
+    expect(charts).to_have_count(2)
+    page.wait_for_timeout(1000)
+    lowest = page.get_by_role("link", name="Which claims hold?").bounding_box()
+    image = examples.first.locator("img").bounding_box()
+    assert lowest and image
+    assert lowest["y"] + lowest["height"] <= 900
+    assert image["width"] > 60
+    assert all(chart.bounding_box()["height"] > 200 for chart in charts.all())
+    page.mouse.click(image["x"] + image["width"] / 2, image["y"] + image["height"] / 2)
+    page.wait_for_url(re.compile("explorer.*[?&]q="), timeout=30_000)
+    page.goto(f"{shown.address}/layers")  # a phone shows more map than labels
+    page.set_viewport_size({"width": 390, "height": 900})
+    wait_until_drawn(page)
+    page.wait_for_timeout(1000)
+    chart, plot = (charts.first.locator(name).bounding_box() for name in ("svg.main-svg >> nth=0", ".nsewdrag"))
+    assert chart and plot
+    assert plot["width"] > 0.6 * chart["width"]
 
 
 @pytest.mark.browser
