@@ -68,8 +68,14 @@ def reads_letters(benchmark: str, scorer: str) -> bool:
 
 
 def letter_of(sample: Sample) -> str:
-    """Return the letter of the right option."""
-    return ascii_uppercase[sample.options.index(sample.answer)]
+    """Return the letter of the right option, the first one if two have the same text."""
+    return letters_of(sample)[0]
+
+
+def letters_of(sample: Sample) -> str:
+    """Return the letters of the right options: of all that have the text of the answer."""
+    options = zip(ascii_uppercase, sample.options, strict=False)
+    return "".join(letter for letter, option in options if option == sample.answer)
 
 
 def _read(parse: Callable[[Sample, str], str | None]) -> Scorer:
@@ -85,11 +91,11 @@ def _read(parse: Callable[[Sample, str], str | None]) -> Scorer:
 
 
 def _letter(parse: Callable[[Sample, str], str | None]) -> Scorer:
-    """Return a scorer that compares what an answer is read as with the letter of the right option."""
+    """Return a scorer that compares what an answer is read as with the letter of the right option (`letters_of`)."""
 
     def judge(sample: Sample, answer: str) -> Judged:
         parsed = parse(sample, answer)
-        return Judged(parsed if parsed in tuple(ascii_uppercase) else None, parsed == letter_of(sample))
+        return Judged(parsed if parsed in tuple(ascii_uppercase) else None, parsed in tuple(letters_of(sample)))
 
     return judge
 
@@ -116,6 +122,10 @@ def _mmvp_paper(sample: Sample, answer: str) -> str:
     return peers.mmvp_paper(answer, options).strip("()").upper()
 
 
+def _mmstar_official(answer: str, letters: str) -> bool:
+    return any(peers.mmstar_official(answer, letter) for letter in letters)
+
+
 PEERS: Mapping[str, Mapping[str, Scorer]] = {
     "cv_bench": {
         "lmms": _letter(lambda _, answer: peers.cv_bench_lmms(answer)),
@@ -126,7 +136,7 @@ PEERS: Mapping[str, Mapping[str, Scorer]] = {
         "lmms": _read(lambda _, answer: peers.mme_lmms(answer)),
     },
     "mmstar": {
-        "official": Against(peers.mmstar_official, letter_of),
+        "official": Against(_mmstar_official, letters_of),
         "paper": _letter(lambda _, answer: peers.mmstar_paper(answer)),
     },
     "mmvp": {"lmms": _letter(lambda _, answer: peers.mmvp_lmms(answer)), "paper": _letter(_mmvp_paper)},

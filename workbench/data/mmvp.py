@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, Unpack
 
 from workbench.data.base import DATASETS
@@ -105,9 +106,16 @@ def _index(where: str, row: Mapping[str, Any], column: str, least: int) -> int:
 
 
 def _options(where: str, text: str) -> tuple[str, ...]:
-    """Return the options of a text such as "(a) Open (b) Closed"."""
-    parts = re.split(r"\(([a-z])\)", text)
-    letters, options = parts[1::2], tuple(part.strip() for part in parts[2::2])
-    if parts[0].strip() or letters != list("abcdefgh"[: len(letters)]) or len(options) < 2 or not all(options):
+    """Return the options of a text such as "(a) Open (b) Closed"; a letter out of order, as in "cup(s)", is text."""
+    starts: list[tuple[int, int]] = []
+    for letter in ascii_lowercase:
+        match = re.compile(rf"\({letter}\)", re.IGNORECASE).search(text, starts[-1][1] if starts else 0)
+        if match is None:
+            break
+        starts.append(match.span())
+    ends = [*(start for start, _ in starts[1:]), len(text)]
+    options = tuple(text[begin:end].strip() for (_, begin), end in zip(starts, ends, strict=False))
+    first = text[: starts[0][0]].strip() if starts else text
+    if first or len(options) < 2 or not all(options) or any(re.search(r"(^|\s)\([A-Za-z]\)", o) for o in options):
         raise DataError(f"{where} has the options {text[:60]!r}: expected a text such as (a) Open (b) Closed")
     return options

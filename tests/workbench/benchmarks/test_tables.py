@@ -441,3 +441,14 @@ def test_likelihoods_are_scored_by_sum_and_by_mean() -> None:
     table = scores(pd.DataFrame(rows), seed=0)
     assert score(table, "accuracy", scorer="sum")["score"] == pytest.approx(2 / 3)
     assert score(table, "accuracy", scorer="mean")["score"] == pytest.approx(1 / 3)
+
+
+def test_either_letter_of_two_equal_options_is_right() -> None:
+    """A row is stored by the text of its answer: options A and C are both what the label says."""
+    options = ("2", "1", "2", "4")
+    rows = [(sample(n, n, "2", options, category="c", source="l"), said) for n, said in enumerate("ABCD")]
+    for benchmark, scorers in (("mmstar", ("own", "official", "paper")), ("cv_bench", ("own", "lmms", "paper"))):
+        table = judged(answers_of(benchmark, rows))
+        for scorer in scorers:
+            right = table[table["scorer"] == scorer].sort_values("id")["correct"].tolist()
+            assert right == [True, False, True, False], (benchmark, scorer)

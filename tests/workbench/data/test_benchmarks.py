@@ -16,6 +16,7 @@ from PIL import Image
 from workbench.data import load_data
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.data.mmstar import _split
+from workbench.data.mmvp import _options as mmvp_options
 from workbench.errors import DataError, UnknownNameError
 
 COLORS = ((200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30))
@@ -237,6 +238,28 @@ def test_mmvp_of_vlmevalkit_counts_from_0_or_1(tmp_path: Path, first: int) -> No
     table[50:].to_csv(tmp_path / "part.tsv", sep="\t", index=False)
     with pytest.raises(DataError, match=rf"part.tsv has index from {50 + first}: expected all rows, with index from 0"):
         loaded(f"mmvp:{tmp_path / 'part.tsv'}")
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("(a) Open (b) Closed", ("Open", "Closed")),
+        ("(A) 007 (B) 1.50", ("007", "1.50")),
+        ("(a) cup(s) (b) bottle(s)", ("cup(s)", "bottle(s)")),
+        ("(a)NA(b)None (of these)", ("NA", "None (of these)")),
+        ("(a) x (b) y (c) z", ("x", "y", "z")),
+    ],
+)
+def test_mmvp_options_are_split_at_their_letters(text: str, options: tuple[str, ...]) -> None:
+    assert mmvp_options("row 1", text) == options
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Open", "(a) Open", "(b) Open (a) Closed", "(a) x (b) y (d) z", "(a) (b) y", "x (a) y (b) z"]
+)
+def test_mmvp_options_in_another_form_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="expected a text such as"):
+        mmvp_options("row 1", text)
 
 
 def test_what_is_wrong_with_mmvp_is_one_sentence(tmp_path: Path) -> None:
