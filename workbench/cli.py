@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import io
+import itertools
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from workbench.errors import ConfigError, UnknownNameError
 from workbench.options import ranges
@@ -20,6 +22,10 @@ from workbench.yaml_config import check_kind, check_known, config_fields, flatte
 
 # tyro's message about a value that is none of an option's choices
 CHOICE = re.compile(r"invalid choice '(.*)' for argument '(--[\w.]+)'\. Expected one of \((.*)\)\.?", re.IGNORECASE)
+
+# and its messages about one of another type, or that is missing
+VALUE = re.compile(r"(?:Error parsing |Missing value for argument ')(--[\w.]+)(?:: |'\.)")
+KINDS = {int: "a whole number", float: "a number", type(None): "None", Path: "a path", str: "a text"}
 
 Config = TypeVar("Config")
 # The commands show their own progress, which transformers' progress bars and load reports would bury. transformers
@@ -119,7 +125,10 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ConfigError(_one_sentence(message.getvalue())) from None
+        sentence = _one_sentence(message.getvalue())
+        if about := VALUE.match(sentence):
+            sentence = _no_such_value(about[1], argv, known)
+        raise ConfigError(sentence) from None
 
 
 def _ranges_in_help() -> Any:
@@ -229,6 +238,37 @@ def _one_sentence(message: str) -> str:
         known = sorted(set(re.findall(r"'([^']*)'", listed)) - {"None"})
         return str(UnknownNameError(f"value of {option}", value, known))
     return sentence or "the arguments could not be read; see --help"
+
+
+def _no_such_value(option: str, argv: Sequence[str], known: Mapping[str, Any]) -> str:
+    """Return a sentence about the words after an option, which are none of its values or are missing."""
+    expected = _expected(known.get(option[2:].replace("-", "_")))
+    said = ""
+    for at, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name.replace("-", "_") == option.replace("-", "_"):
+            following = itertools.takewhile(lambda next_word: not next_word.startswith("--"), argv[at + 1 :])
+            said = value if equals else " ".join(following)
+    if not said:
+        return f"{option} has no value: expected {expected}"
+    names = {word.lower(): word for word in re.split(r", | or ", expected) if " " not in word}
+    names |= {"null": "None"} if "none" in names else {}
+    near = difflib.get_close_matches(said.lower(), names, n=1, cutoff=0.5)
+    return f"{option} is {said[:60]}: expected {expected}" + (f"; did you mean '{names[near[0]]}'?" if near else "")
+
+
+def _expected(hint: Any) -> str:
+    """Return what the values of a type are, such as "a whole number or None"."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _expected(args[0])
+    if origin is Literal:
+        return ", ".join(map(str, args))
+    if origin is tuple:
+        return f"{_expected(args[0]).removeprefix('a ')}s"
+    if args:
+        return " or ".join(_expected(arg) for arg in sorted(args, key=lambda arg: arg is type(None)))
+    return KINDS.get(hint, "another value; see --help")
 
 
 def command(main: Any) -> None:

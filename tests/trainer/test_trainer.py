@@ -42,6 +42,7 @@ from workbench.errors import ConfigError, RunError, WeightsError
 from workbench.files import UMASK
 from workbench.hashing import saved_tensors
 from workbench.mllm import MLLM
+from workbench.training_folder import BEST_FILE
 from workbench.weights.fetch import check_unchanged, load_weights
 
 TINY = Recipe(
@@ -307,6 +308,17 @@ def test_only_what_began_a_run_continues_it(tmp_path: Path) -> None:
             check_same_sources(tmp_path, record | {"items": 8} | change, repaired=True)
 
 
+def test_a_best_model_of_validation_data_before_a_repair_is_named(tmp_path: Path) -> None:
+    checkpoint, best = tmp_path / "checkpoint-8", tmp_path / "best"
+    for folder in (checkpoint, best):
+        folder.mkdir()
+    write_sources(checkpoint, {"data": "1f6a", "val": "77"})
+    (best / BEST_FILE).write_text('{"step": 4, "score": 0.5}')
+    assert len(check_same_sources(checkpoint, {"data": "9161", "val": "77"}, repaired=True)) == 1
+    _, said = check_same_sources(checkpoint, {"data": "1f6a", "val": "78"}, repaired=True)
+    assert said.startswith("best/ holds step 4, whose score was measured before the validation data were repaired")
+
+
 def test_a_run_resumed_with_other_libraries_says_so(tmp_path: Path) -> None:
     write_sources(tmp_path, {"data": "1f6a"})
     assert check_same_sources(tmp_path, {"data": "1f6a"}) == []
@@ -554,9 +566,7 @@ def test_what_is_frozen_and_the_vfm_are_checked_at_the_end(mode: Literal["lora",
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_value_that_cannot_be_read_is_said_on_any_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-    with pytest.raises(
-        ConfigError, match=r"^Error parsing --optim.steps: invalid literal for int\(\) with base 10: 'x'$"
-    ):
+    with pytest.raises(ConfigError, match=r"^--optim.steps is x: expected a whole number$"):
         parse(Recipe, ["--optim.steps", "x"], prog="test")
 
 

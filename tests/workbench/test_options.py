@@ -8,7 +8,7 @@ import io
 import math
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import pytest
 from annotated_types import Ge, Gt, Interval, Le, Lt
@@ -115,3 +115,33 @@ def test_texts_are_on_one_line_and_include_those_of_base_classes() -> None:
     text_of = texts(load_analyses()["cknna"].config)
     assert text_of["limit"] == "Number of images."
     assert text_of["pooling"].endswith("pooled: one mean token per image.")
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """One field of each kind."""
+
+    count: int = 1
+    share: float = 0.5
+    kept: Annotated[int | None, Ge(1)] = 2
+    layers: tuple[int, ...] = ()
+    device: Literal["auto", "cpu"] | int = "auto"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--count", "x"], "--count is x: expected a whole number"),
+        (["--count=1.5"], "--count is 1.5: expected a whole number"),
+        (["--share", "half"], "--share is half: expected a number"),
+        (["--kept", "nul"], "--kept is nul: expected a whole number or None; did you mean 'None'?"),
+        (["--kept", "Non"], "--kept is Non: expected a whole number or None; did you mean 'None'?"),
+        (["--layers", "1", "b", "--count", "2"], "--layers is 1 b: expected whole numbers"),
+        (["--device", "cpus"], "--device is cpus: expected auto, cpu or a whole number; did you mean 'cpu'?"),
+        (["--share"], "--share has no value: expected a number"),
+    ],
+)
+def test_a_value_of_another_type_is_named_with_what_was_expected(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        parse(Kinds, words, prog="test")
+    assert str(refusal.value) == message

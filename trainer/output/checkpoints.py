@@ -17,7 +17,7 @@ from trainer import distributed
 from workbench.errors import RunError
 from workbench.files import share
 from workbench.hashing import libraries
-from workbench.training_folder import Checkpoint, checkpoints
+from workbench.training_folder import Checkpoint, best_of, checkpoints
 
 log = logging.getLogger(__name__)
 DAMAGED = "%s is damaged (%s) and is skipped"
@@ -88,6 +88,11 @@ def check_same_sources(checkpoint: Path, record: Mapping[str, Any], *, repaired:
                     f"{hint}"
                 )
             notes.append(f"resumed at step {step} with repaired data: {difference}")
+            if key == "val" and (best := best_of(checkpoint.parent)):
+                notes.append(
+                    f"best/ holds step {best['step']:g}, whose score was measured before the validation data were"
+                    " repaired; later scores are compared with it"
+                )
     return notes
 
 
