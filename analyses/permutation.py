@@ -425,7 +425,7 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
 
 
 # versions: 2 intervals with their stated coverage; 3 tables name sites and the accuracy drop; 4 all tokens of
-# an option; 5 interval of a drop in % where few answers changed
+# an option; 5 interval of a drop in % where few answers changed; 6 answers with two letters
 ANALYSIS = Analysis(
     "permutation",
     "What changes when visual tokens change places (permutation)",
@@ -433,7 +433,7 @@ ANALYSIS = Analysis(
     run,
     figures,
     summary,
-    version=5,
+    version=6,
 )
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ from workbench.mllm import MLLM
 from workbench.training_folder import training_log, training_record
 
 log = logging.getLogger(__name__)
-VERSION = 4  # since 2: intervals that reach their nominal coverage; 3: all tokens of an option; 4: intervals of MME
+# versions: 2 intervals that reach their nominal coverage; 3 all tokens of an option; 4 intervals of MME; 5 answers with
+# two letters
+VERSION = 5
 
 
 def run(config: Config, context: Context) -> Result:
