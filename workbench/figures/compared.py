@@ -245,7 +245,7 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None) ->
     wide = wide[columns if isinstance(columns[0], str) else sorted(columns)]
     parts = {key: table.pivot_table(index="name", columns="at", values=key, sort=False) for key in ("low", "high")}
     bounds = np.dstack([part.reindex(index=names, columns=wide.columns) for part in parts.values()])
-    figure = new_figure(height=180 + _row_height(names) * len(names), hovermode="closest", xaxis_title="layer")
+    figure = new_figure(height=190 + _row_height(names) * len(names), hovermode="closest", xaxis_title="layer")
     figure.add_heatmap(
         z=wide,
         x=_layer_names(list(wide.columns)),
@@ -279,7 +279,7 @@ def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
         for key in ("z", "score", "low", "high")
     }
     clear = (wide["low"] > 0) | (wide["high"] < 0)
-    figure = new_figure(height=170 + _row_height(titles) * len(titles), hovermode="closest", xaxis_title="layer")
+    figure = new_figure(height=180 + _row_height(titles) * len(titles), hovermode="closest", xaxis_title="layer")
     figure.add_heatmap(
         z=wide["z"],
         x=_layer_names(layers),
