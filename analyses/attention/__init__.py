@@ -91,8 +91,8 @@ def run(config: Config, context: Context) -> Result:
     return Result(tables, tensors, {"measures": measurements.measures, "layers": layers}, left_out)
 
 
-# versions: 2 intervals with their stated coverage; 3 `component_entropy` renamed; 4 null draws of each sample; 5 ends of
-# intervals of few images
+# versions: 2 intervals with their stated coverage; 3 `component_entropy` renamed; 4 null draws of each sample;
+# 5 ends of intervals of few images
 ANALYSIS = Analysis(
     "attention", "Where attention heads look, and which find the object", Config, run, figures, summary, version=5
 )
