@@ -1,5 +1,7 @@
 """The entry point of the dashboard: `streamlit run app.py -- --runs runs`."""
 
-from workbench.dashboard import shell
+import streamlit as st
 
-shell.show()
+from workbench.dashboard import server
+
+app = st.App(server.SCRIPT, lifespan=server.running, middleware=server.MIDDLEWARE)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -200,15 +201,20 @@ def children() -> Iterator[Children]:
         started.end()
 
 
-def serve(runs: Path, processes: Children) -> str:
+def serve(runs: Path, processes: Children, token: str) -> str:
     """Start the dashboard and return its address once it answers.
+
+    Args:
+        runs: the folder that it shows.
+        processes: to which it belongs.
+        token: with which its pages start jobs; it goes where only this user can read it, and is not in the address.
 
     Raises:
         RunError: the dashboard ended, or does not answer within two minutes.
     """
     port = _free_port()
     words = ["-m", "workbench.dashboard", "--port", str(port), "--runs", str(runs)]
-    server = processes.start(words, stdout=subprocess.DEVNULL, STREAMLIT_LOGGER_LEVEL="warning")
+    server = processes.start(words, stdout=subprocess.DEVNULL, STREAMLIT_LOGGER_LEVEL="warning", VIRAL_TOKEN=token)
     deadline = time.monotonic() + 120
     while True:
         with socket.socket() as connection:
@@ -252,8 +258,9 @@ def run(config: Config, processes: Children) -> list[str]:
     progress = Progress(tuple(stages(config)), os.getpid())
     progress.write(config.runs)
     if not config.headless:
-        progress = replace(progress, address=serve(config.runs, processes))
-        _say(f"the dashboard, which updates by itself: {progress.address}")
+        token = secrets.token_urlsafe(24)
+        progress = replace(progress, address=serve(config.runs, processes, token))
+        _say(f"the dashboard, which updates by itself: {progress.address}/?token={token}")
     failed = []
     for number, stage in enumerate(progress.stages):
         words = list(stage.words)

@@ -208,7 +208,9 @@ def test_a_signal_stops_the_stage_and_the_dashboard(number: signal.Signals, tmp_
     own = [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     # at once
     assert len(own) == 2
-    assert re.fullmatch(r"== the dashboard, which updates by itself: http://127\.0\.0\.1:\d+\n", said[0])
+    assert re.fullmatch(
+        r"== the dashboard, which updates by itself: http://127\.0\.0\.1:\d+/\?token=[\w-]{32}\n", said[0]
+    )
     process.send_signal(number)
     assert process.wait(60) == 130
     assert all(map(gone, own))

@@ -17,17 +17,15 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-
-import streamlit as st
 
 from workbench.errors import RunError
 from workbench.processes import environment, python
 from workbench.progress import EVENTS, read_events
 
 State = Literal["running", "done", "failed", "stopped"]
-LOCAL = ("127.0.0.1", "localhost", "::1")
 PAUSE = 0.2  # seconds between looks whether the next job may start
 PATIENCE = 5.0  # seconds until a job that was asked to stop gets the next, stronger signal
 
@@ -208,14 +206,9 @@ class Jobs:
                 file.unlink(missing_ok=True)
 
 
-@st.cache_resource
+@cache
 def jobs() -> Jobs:
     """Return the jobs of this server."""
     server_jobs = Jobs()
     atexit.register(server_jobs.end_all)
     return server_jobs
-
-
-def may_start() -> bool:
-    """Return whether the pages may start processes: only if no other machine can reach the dashboard."""
-    return st.get_option("server.address") in LOCAL

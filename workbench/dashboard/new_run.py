@@ -10,9 +10,11 @@ from typing import Any
 import streamlit as st
 
 from workbench.analysis.discover import analysis_names, words_of
+from workbench.dashboard.access import may_start, why_not
 from workbench.dashboard.drawn import options
-from workbench.dashboard.jobs import Job, jobs, may_start
-from workbench.dashboard.site import Site, choice, plain
+from workbench.dashboard.form import flags_of
+from workbench.dashboard.jobs import Job, jobs
+from workbench.dashboard.site import Site, choice, choices, plain
 from workbench.errors import WorkbenchError
 
 
@@ -24,7 +26,7 @@ def new_run(site: Site) -> None:
     if not models:
         st.info("No finished model is here yet. Train one with `python -m trainer shapes_viral`, or run `viral demo`.")
         return
-    chosen = st.multiselect("Models", models, default=[key for key in site.chosen if key in models], key="new-model")
+    chosen = choices("on", models, [key for key in site.chosen if key in models], "Models")
     words = [*words_of(analysis), "--model", *(str(site.root / name) for name in chosen)]
     try:
         fields = options(analysis)
@@ -34,10 +36,7 @@ def new_run(site: Site) -> None:
     for field in fields:
         if field["name"] == "data":
             field["choices"] = _data_sets(site, field["default"])
-    flags = [
-        _flag(column, field, f"new-{analysis}-{field['name']}")
-        for column, field in zip(st.columns(3) * len(fields), fields, strict=False)
-    ]
+    flags = flags_of(analysis, fields)
     words += [word for flag in flags for word in flag]
     words += ["--output_dir", str(site.root)]
     st.code(shlex.join(words), language="bash", wrap_lines=True)
@@ -64,29 +63,6 @@ def _estimate(site: Site, analysis: str, models: int, images: int) -> None:
         )
 
 
-def _flag(column: Any, field: dict[str, Any], key: str) -> list[str]:
-    """Draw one field of the form, and return the words that it adds to the command (none at its default)."""
-    name, kind, default, text = (field[part] for part in ("name", "kind", "default", "help"))
-    value: Any
-    if kind == "bool":
-        value = column.checkbox(name, default, key=key, help=text)
-        return [] if value == default else [f"--{name}" if value else f"--no-{name}"]
-    if kind in ("int", "float"):
-        convert = int if kind == "int" else float
-        low, high = (None if end is None else convert(end) for end in (field["low"], field["high"]))
-        value = column.number_input(name, low, high, convert(default), key=key, help=text)
-        return [] if value == default else [f"--{name}", str(value)]
-    if kind == "choice":
-        value = column.selectbox(name, field["choices"], index=field["choices"].index(default), key=key, help=text)
-        return [] if value == default else [f"--{name}", value]
-    if field["choices"]:
-        return _named(column, field, key)
-    before = " ".join(map(str, default)) if kind == "words" else "" if default is None else str(default)
-    value = column.text_input(name, before, key=key, help=text)
-    words = value.split() if kind == "words" else [value]  # a path may contain spaces
-    return [] if value == before else [f"--{name}", *words]
-
-
 def _data_sets(site: Site, default: object) -> list[str]:
     """Return the data sets that models or stored analyses of this folder used."""
     specs = [default, *(model.test_data for model in site.models.by_key.values())]
@@ -97,28 +73,11 @@ def _data_sets(site: Site, default: object) -> list[str]:
     return list(dict.fromkeys(spec for spec in specs if spec and isinstance(spec, str)))
 
 
-def _named(column: Any, field: Mapping[str, Any], key: str) -> list[str]:
-    """Draw a field that takes names, known ones or others, and return the words that it adds to the command."""
-    name, default = field["name"], field["default"]
-    if field["kind"] == "words":
-        known = list(dict.fromkeys([*default, *field["choices"]]))
-        values = column.multiselect(name, known, default, key=key, help=field["help"], accept_new_options=True)
-        return [] if values == default else [f"--{name}", *values]
-    known = list(dict.fromkeys([*([default] if default else []), *field["choices"]]))
-    value = column.selectbox(
-        name, known, index=0 if default else None, key=key, help=field["help"], accept_new_options=True
-    )
-    return [] if value in (default, None) else [f"--{name}", value]
-
-
 def start_button(name: str, words: list[str], *, ready: bool, label: str = "Start") -> None:
     """Draw the button that runs the command."""
     job = jobs().newest.get(name)
     if not may_start():
-        st.caption(
-            "This page starts jobs only if the dashboard is served to this machine alone (`--server.address"
-            " 127.0.0.1`). Copy the command and run it in a terminal."
-        )
+        st.caption(why_not())
         return
     taken = name in jobs().waiting or (job is not None and job.state == "running")
     label = f"{label}, after the others" if jobs().busy() else label
@@ -148,7 +107,7 @@ def _jobs() -> None:
     for number, (name, words) in enumerate(list(jobs().waiting.items()), start=1):
         with st.container(border=True, horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.markdown(f"Waits, number {number}: {plain(name)}", help=f"`{shlex.join(words)}`")
-            if st.button("Take out of the queue", key=f"remove-{name}"):
+            if may_start() and st.button("Take out of the queue", key=f"remove-{name}"):
                 jobs().remove(name)
                 st.rerun()
 
@@ -161,7 +120,7 @@ def _job(name: str, job: Job) -> None:
         share, text = progress if progress else (0.0, (job.lines() or ["starting"])[-1])
         st.progress(share, text=plain(f"{name}: {text}"))
         st.caption(f"Running for {time.monotonic() - job.started:.0f} s: `{shlex.join(job.words)}`")
-        if st.button("Stop", disabled=job.stopped, key=f"stop-{name}"):
+        if may_start() and st.button("Stop", disabled=job.stopped, key=f"stop-{name}"):
             job.stop()
         return
     if state == "failed":

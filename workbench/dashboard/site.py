@@ -171,10 +171,10 @@ def choice(key: str, options: Sequence[str], default: str, label: str, *, listed
     return chosen
 
 
-def choices(key: str, options: Sequence[str], default: Sequence[str], label: str, *, most: int) -> list[str]:
-    """Draw a choice of up to `most` options, which is in the address as `key`."""
+def choices(key: str, options: Sequence[str], default: Sequence[str], label: str) -> list[str]:
+    """Draw a choice of several options, which is in the address as `key`."""
     read_address(key, options, default, several=True)
-    st.multiselect(label, options, key=key, max_selections=most)
+    st.multiselect(label, options, key=key)
     chosen = [str(name) for name in st.session_state[key]]
     write_address(key, chosen, shown=chosen != list(default))
     return chosen
@@ -211,6 +211,7 @@ def write_address(key: str, values: Sequence[str], *, shown: bool = True) -> Non
     st.session_state[f"{key}-address"] = list(values)
 
 
+NOBODY = "(none)"  # no model on the right of Explorer
 NAMES = {
     "b": "the baseline",
     "m": "the model",
@@ -219,17 +220,21 @@ NAMES = {
     "q": "question",
     "i": "image",
     "v": "VFM",
-    "em": "the model",
+    "left": "the model",
+    "right": "the model",
+    "on": "the model",
     "one": "the model",
     "data": "data set",
     "view": "the view",
+    "area": "the area",
+    "claim": "the claim",
 }
 
 
-def complain(key: str, named: object, shown: object) -> None:
-    """Remember that the address names something that is not here; `complaints` says so once."""
-    what = NAMES.get(key, key)
-    sentence = f"The link names {what} {named}, which is not in this folder; shown is {shown}."
+def complain(key: str, named: object, shown: object, what: str = "") -> None:
+    """Remember that the address names something that is not here (or `what`); `complaints` says so once."""
+    what = what or f"{NAMES.get(key, key)} {named}, which is not in this folder"
+    sentence = f"The link names {what}; shown is {shown}."
     st.session_state.setdefault("complaints", {})[key] = (sentence, named)
 
 

@@ -3,24 +3,31 @@ machine only."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import http.client
+import json
+import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from tests.workbench.dashboard.test_dashboard import open_page
+from tests.workbench.dashboard.test_dashboard import CHROMIUM, chromium_or_skip, open_page, started, two_models
 from workbench import runs
 from workbench.analysis.discover import load_analyses, load_analysis
 from workbench.analysis.drawn import options_of
 from workbench.cli import parse
+from workbench.dashboard import access, form, new_run
 from workbench.dashboard import jobs as module
-from workbench.dashboard.jobs import Job, Jobs, jobs, may_start
+from workbench.dashboard.jobs import Job, Jobs, jobs
 from workbench.errors import RunError
 
 
@@ -37,6 +44,13 @@ def no_jobs_of_other_tests() -> Iterator[None]:
     yield
     jobs().end_all()
     jobs().newest.clear()
+
+
+@pytest.fixture(autouse=True)
+def the_browser_has_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit's test harness has no cookies of its own."""
+    cookies = {access.cookie_name(): access.token()}
+    monkeypatch.setattr(type(st.context), "cookies", cookies)
 
 
 def wait(job: Job, seconds: float = 120) -> None:
@@ -141,7 +155,7 @@ def test_a_job_that_fails_does_not_hold_the_queue(own: Jobs) -> None:
 # --- on the page ----------------------------------------------------------------------------------
 
 
-def form(root: Path, monkeypatch: pytest.MonkeyPatch, models: Path) -> AppTest:
+def filled_form(root: Path, monkeypatch: pytest.MonkeyPatch, models: Path) -> AppTest:
     """The form of CKNNA with a small question filled in, on an empty runs folder that holds the model."""
     shutil.copytree(models / "viral", root / "viral", ignore=shutil.ignore_patterns("checkpoint-*"))
     app = open_page("evidence", root, monkeypatch, part="new", analysis="cknna")
@@ -149,7 +163,7 @@ def form(root: Path, monkeypatch: pytest.MonkeyPatch, models: Path) -> AppTest:
     app.number_input(key="new-cknna-null").set_value(10)
     app.text_input(key="new-cknna-layers").set_value("1")
     app.number_input(key="new-cknna-k").set_value(5)
-    app.multiselect(key="new-model").set_value(["viral"]).run()
+    app.multiselect(key="on").set_value(["viral"]).run()
     assert not app.exception
     return app
 
@@ -170,6 +184,49 @@ def test_the_form_of_an_analysis_is_its_command(runs_folder: Path, monkeypatch: 
     assert parse(load_analysis("cknna").config, flags, prog="test").k == 7
 
 
+def test_the_form_is_in_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = two_models(tmp_path)
+    fields = json.loads(json.dumps(options_of(load_analysis("cknna").config)))
+    monkeypatch.setattr(new_run, "options", lambda _: copy.deepcopy(fields))  # another process answers the same
+    app = open_page("evidence", two, monkeypatch, part="new", analysis="cknna")
+    assert not [key for key in app.query_params if key.startswith("o-")]
+    app.number_input(key="new-cknna-k").set_value(7)
+    app.multiselect(key="new-cknna-vfm").set_value(["dinov2-small", "efficientnet-lite0"])
+    app.selectbox(key="new-cknna-pooling").set_value("pooled")
+    app.text_input(key="new-cknna-layers").set_value("0 2")
+    app.multiselect(key="on").set_value(["viral"]).run()
+    copied = {key: app.query_params[key] for key in list(app.query_params)}
+    assert copied["o-layers"] == ["0", "2"]
+    again = open_page("evidence", two, monkeypatch, **copied)
+    command = f"python -m analyses.cknna --model {two}/viral --vfm dinov2-small efficientnet-lite0"
+    assert app.code[-1].value == f"{command} --layers 0 2 --k 7 --pooling pooled --output_dir {two}"
+    assert again.code[-1].value == app.code[-1].value
+    again.segmented_control(key="part").set_value("runs").run()
+    again.segmented_control(key="part").set_value("new").run()
+    assert again.code[-1].value == app.code[-1].value
+    wrong = {"o-k": "-5", "o-pooling": ["pooled", "x"], "o-fog": "1"}
+    app = open_page("evidence", two, monkeypatch, part="new", analysis="cknna", **wrong)
+    assert {warning.value.replace("\\", "") for warning in app.warning} == {
+        "The link names k -5, which does not fit; shown is 10.",
+        "The link names pooling pooled x, which does not fit; shown is within.",
+        "The link names the option fog, which cknna does not have; shown is the form without it.",
+    }
+    assert not [key for key in app.query_params if key.startswith("o-")]
+
+
+def test_a_value_of_each_option_is_the_same_after_the_address() -> None:
+    for analysis in load_analyses().values():
+        for field in options_of(analysis.config):
+            default = form._default(field)
+            assert form._words(field, default) is None
+            changed = {"bool": [default is False], "int": [field["high"] or 77], "float": [field["high"] or 0.25]}
+            changed |= {"choice": field["choices"], "words": ["a b"], "text": ["a b", ""]}
+            for value in changed[field["kind"]]:
+                value = ["a b", "c"] if field["kind"] == "words" and field["choices"] else value
+                if (words := form._words(field, value)) is not None:
+                    assert form._value(field, words) == value, (analysis.name, field["name"])
+
+
 def test_every_option_of_every_analysis_is_in_its_form() -> None:
     for analysis in load_analyses().values():
         fields = {field["name"]: field for field in options_of(analysis.config)}
@@ -181,7 +238,7 @@ def test_every_option_of_every_analysis_is_in_its_form() -> None:
 def test_the_form_starts_its_command_and_the_result_appears(
     runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = form(tmp_path, monkeypatch, runs_folder)
+    app = filled_form(tmp_path, monkeypatch, runs_folder)
     app.button(key="start-job").click().run()
     job = jobs().newest["cknna"]
     assert " ".join(job.words) == app.code[-1].value
@@ -201,7 +258,7 @@ def test_the_form_starts_its_command_and_the_result_appears(
 
 @pytest.mark.slow
 def test_a_failed_job_shows_its_sentence(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = form(tmp_path, monkeypatch, runs_folder)
+    app = filled_form(tmp_path, monkeypatch, runs_folder)
     app.text_input(key="new-cknna-layers").set_value("99").run()
     app.button(key="start-job").click().run()
     wait(jobs().newest["cknna"])
@@ -212,7 +269,7 @@ def test_a_failed_job_shows_its_sentence(runs_folder: Path, tmp_path: Path, monk
 
 
 def test_stopping_from_the_page(runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = form(tmp_path, monkeypatch, runs_folder)
+    app = filled_form(tmp_path, monkeypatch, runs_folder)
     app.button(key="start-job").click().run()
     app.button(key="stop-cknna").click().run()
     wait(jobs().newest["cknna"], 30)
@@ -225,7 +282,7 @@ def test_stopping_from_the_page(runs_folder: Path, tmp_path: Path, monkeypatch: 
 def test_an_option_cannot_be_smuggled_in_and_other_machines_start_nothing(
     runs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = form(tmp_path, monkeypatch, runs_folder)
+    app = filled_form(tmp_path, monkeypatch, runs_folder)
     app.text_input(key="new-cknna-layers").set_value("1 --output_dir /elsewhere").run()
     assert app.button(key="start-job").disabled
     assert "'--output\\_dir' begins with a dash" in app.error[0].value
@@ -237,7 +294,87 @@ def test_an_option_cannot_be_smuggled_in_and_other_machines_start_nothing(
         ("192.168.0.4", False),
     ):
         monkeypatch.setattr(st, "get_option", lambda _, address=address: address)
-        assert may_start() is allowed
+        assert access.is_local() is allowed
     app.run()
     assert "start-job" not in [button.key for button in app.button]
     assert any("served to this machine alone" in caption.value for caption in app.caption)
+
+
+# --- the token ------------------------------------------------------------------------------------
+
+
+def asked(url: str, cookie: str = "") -> tuple[int, str, str]:
+    """Status, place to go to and cookie that a server answers."""
+    host, _, path = url.removeprefix("http://").partition("/")
+    connection = http.client.HTTPConnection(host, timeout=30)
+    connection.request("GET", f"/{path}")
+    answer = connection.getresponse()
+    return answer.status, answer.getheader("location", ""), answer.getheader("set-cookie", "")
+
+
+def printed(lines: Iterator[str]) -> str:
+    """The address that the dashboard prints."""
+    return next(line for line in lines if line.startswith("Dashboard: ")).split()[1]
+
+
+def test_the_token_becomes_a_cookie_and_leaves_the_address(tmp_path: Path) -> None:
+    with started(tmp_path) as server:
+        address = printed(server.stdout)
+        where, _, token = address.partition("?token=")
+        assert len(token) == 32
+        status, place, cookie = asked(f"{where}layers?b=a+b&token={token}&m=x&m=&l=1")
+        assert (status, place) == (303, "?b=a+b&m=x&m=&l=1")
+        port = where.rstrip("/").rpartition(":")[2]
+        assert cookie == f"viral-{port}={token}; HttpOnly; Path=/; SameSite=strict"
+        for wrong in ("", "x", token[:-1], f"{token}x", "%C3%BC"):
+            status, place, cookie = asked(f"{where}?token={wrong}")
+            assert (status, place, cookie) == (303, "?", "")
+        assert asked(f"{where}/elsewhere.org/?token={token}")[1] == "?"  # no other host
+        assert asked(where)[0] == 200
+        (file,) = [f for f in Path(tempfile.gettempdir()).glob("viral-dashboard-*") if f.read_text().strip() == address]
+        assert file.stat().st_mode & 0o777 == 0o600
+    assert not file.exists()
+
+
+def test_the_token_of_the_environment_is_used(tmp_path: Path) -> None:
+    with started(tmp_path, VIRAL_TOKEN="given") as server:
+        assert printed(server.stdout).endswith("/?token=given")
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_jobs_are_started_with_the_token_alone_and_end_with_the_server(runs_folder: Path, tmp_path: Path) -> None:
+    """The owner starts and stops; whoever reaches the same address without the token sees what runs."""
+    from playwright.sync_api import expect, sync_playwright
+
+    shutil.copytree(runs_folder / "viral", tmp_path / "viral", ignore=shutil.ignore_patterns("checkpoint-*"))
+    part = "evidence?part=new&analysis=cknna"
+    with sync_playwright() as playwright, started(tmp_path) as server:
+        address = printed(server.stdout)
+        where = address.partition("?")[0]
+        browser = playwright.chromium.launch(executable_path=chromium_or_skip(), args=CHROMIUM)
+        owner, other = (browser.new_context().new_page() for _ in range(2))
+        owner.goto(address)
+        expect(owner).to_have_url(re.compile(rf"^{re.escape(where)}(\?(?!.*token).*)?$"))
+        owner.goto(f"{where}{part}")
+        start = owner.get_by_role("button", name="Start", exact=True)
+        expect(start).to_be_enabled(timeout=60_000)
+        owner.get_by_label("limit", exact=True).fill("5000")
+        owner.keyboard.press("Enter")
+        expect(owner.get_by_text("--limit 5000").first).to_be_visible(timeout=30_000)
+        start.click()
+        expect(owner.get_by_role("button", name="Stop", exact=True)).to_be_visible(timeout=60_000)
+        other.goto(f"{where}{part}&token=wrong")
+        expect(other.get_by_text("Running for")).to_be_visible(timeout=60_000)
+        expect(
+            other.get_by_text(re.compile("open the address with the token that the dashboard printed"))
+        ).to_be_visible()
+        for name in ("Start", "Start, after the others", "Stop"):
+            assert other.get_by_role("button", name=name, exact=True).count() == 0
+        owner.reload()  # the browser still has the right
+        expect(owner.get_by_role("button", name="Stop", exact=True)).to_be_visible(timeout=60_000)
+        (job,) = [each for each in psutil.Process(server.pid).children() if "analyses.cknna" in each.cmdline()]
+        server.terminate()
+        server.wait(timeout=30)
+        job.wait(timeout=30)
+        browser.close()

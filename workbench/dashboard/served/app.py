@@ -1,8 +1,7 @@
-"""The script that `viral app` serves, the same as app.py of a checkout.
+"""The server that `viral app` runs, the same as app.py of a checkout."""
 
-It is alone in its folder because streamlit puts the script's folder first on the import path.
-"""
+import streamlit as st
 
-from workbench.dashboard import shell
+from workbench.dashboard import server
 
-shell.show()
+app = st.App(server.SCRIPT, lifespan=server.running, middleware=server.MIDDLEWARE)
