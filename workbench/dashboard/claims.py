@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
 from workbench.claims.shown import EXPLAINED, TITLE, count_verdicts, display_table, newest
 from workbench.claims.verdicts import VERDICTS
-from workbench.dashboard.site import Site, plain
+from workbench.dashboard.site import Site, choice, plain
 
 EMPTY = "No ledger is stored yet. Run `python -m analyses.claims --runs runs/data_efficiency`."
 
@@ -23,12 +25,20 @@ def page(site: Site) -> None:
     present = [name for name in VERDICTS if name in set(table["verdict"])]
     wanted = st.multiselect("Verdicts", present, default=present, key="verdict", bind="query-params")
     table = table[table["verdict"].isin(wanted)]
-    st.dataframe(display_table(table), hide_index=True, width="stretch")
+    displayed = display_table(table)
+    st.dataframe(
+        displayed,
+        hide_index=True,
+        width="stretch",
+        key="claims",
+        on_select=partial(_pick, displayed["id"].tolist()),
+        selection_mode="single-row",
+    )
     st.download_button("Table as CSV", run.tables["claims"].to_csv(index=False), "claims.csv", "text/csv")
     if len(table):
-        name = st.selectbox("One claim", list(table["id"]), key="claim", bind="query-params")
+        name = choice("claim", list(displayed["id"]), displayed["id"].iloc[0], "One claim", listed=True)
         row = table.set_index("id").loc[name]
-        st.markdown(f"**{row['verdict']}**: {plain(row['reason'])}")
+        st.markdown(f"{plain(row['claim'])} **{row['verdict']}**: {plain(row['reason'])}")
         evidence = numbers[numbers["id"] == name]
         if len(evidence):
             by_seed = evidence.pivot_table(index="seed", columns="training", values="value").reset_index()
@@ -44,3 +54,10 @@ def page(site: Site) -> None:
         f"Stored {record['created'][:16]} from {record['model']}, commit"
         f" {record['git'][:8]}{' (dirty)' if record['dirty'] else ''}."
     )
+
+
+def _pick(ids: list[str]) -> None:
+    """Show the claim of the row that was clicked."""
+    rows = st.session_state["claims"]["selection"]["rows"]
+    if rows and rows[0] < len(ids):
+        st.session_state["claim"] = ids[rows[0]]

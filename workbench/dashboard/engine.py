@@ -22,7 +22,7 @@ from workbench.vfm import VFM, load_vfm
 
 LOADED = 4  # models in memory
 BYTES = 1 << 30  # of remembered looks
-ANSWER = 16  # tokens, at which an answer is cut
+ANSWER, LONGEST = 64, 128  # tokens at which an answer is cut, unless the model says another number; and at most
 
 
 class Turns:
@@ -123,7 +123,9 @@ def seen_by(engine: Engine, image: Image.Image, pixels: bytes, sample: Sample) -
         seen = _looks().get(key)
         if seen is None:
             place.caption("The model is answering.")
-            seen = look(engine.mllm, image, sample.question, options=sample.options, max_new_tokens=ANSWER)
+            seen = look(
+                engine.mllm, image, sample.question, options=sample.options, max_new_tokens=_longest(engine.mllm)
+            )
             _looks().add(key, seen)
     place.empty()
     return seen
@@ -133,9 +135,15 @@ def asked_again(engine: Engine, sample: Sample, change: Change) -> Reply:
     """Return the answer after a change, when it is this session's turn."""
     place = st.empty()
     with engine.turns.turn(lambda before: _waiting(place, before)):
-        reply = ask_again(engine.mllm, sample, change, max_new_tokens=ANSWER)
+        reply = ask_again(engine.mllm, sample, change, max_new_tokens=_longest(engine.mllm))
     place.empty()
     return reply
+
+
+def _longest(mllm: MLLM) -> int:
+    """Return the number of tokens at which an answer of a model is cut."""
+    settings = getattr(mllm.model, "generation_config", None)
+    return min(LONGEST, getattr(settings, "max_new_tokens", None) or ANSWER)
 
 
 def _waiting(place: st.delta_generator.DeltaGenerator, before: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import pandas as pd
@@ -53,9 +55,11 @@ def _runs(site: Site) -> None:
         key="stored-runs",
     )
     chosen = event["selection"]["rows"]
-    st.caption("Choose rows to see their commands.")
+    st.caption("Choose rows to see their commands, hashes and versions.")
+    records = {run.key: run.record for run in site.stored.runs}
     for place in chosen:
         st.code(shown["command"].iloc[place], language="bash", wrap_lines=True)
+        st.caption(plain(_made_with(records[shown["key"].iloc[place]])))
     st.download_button("Table as CSV", shown.to_csv(index=False), "runs.csv", "text/csv")
 
 
@@ -75,6 +79,16 @@ def _row(run: StoredRun) -> dict[str, object]:
         "options": options_text(run),
         "command": shlex.join(record.get("argv", [])),
     }
+
+
+def _made_with(record: Mapping[str, Any]) -> str:
+    """Return hashes, versions and machine of a stored run in one line."""
+    hashes = {"model": record.get("model_fingerprint"), "data": record.get("data_fingerprint")}
+    hashes |= record.get("vfm_fingerprints") or {}
+    parts = [" ".join(f"{name} {value}" for name, value in hashes.items() if value)]
+    parts.append(", ".join(f"{name} {version}" for name, version in record.get("packages", {}).items()))
+    parts.append(" ".join(str(record[name]) for name in ("device", "platform") if record.get(name)))
+    return "; ".join(filter(None, parts))
 
 
 def _report(site: Site) -> None:

@@ -9,20 +9,16 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from workbench import figures
-from workbench.dashboard.papers import save_button, seeds_of
-from workbench.dashboard.site import Site, cached, choice, complain, once, plain, write_address
+from workbench.dashboard.lasso import chosen_by_lasso
+from workbench.dashboard.site import Site, cached, choice, complain, plain, write_address
 from workbench.dashboard.stories import stamp
 from workbench.dashboard.thumbnails import samples_of, thumbnail_of
-from workbench.data.base import content_hash
-from workbench.figures.caption import Caption
 from workbench.overview.answers import Answered, answered, image_numbers, measures_with_images
 from workbench.overview.differences import Pair
 from workbench.overview.measures import MEASURES
 from workbench.overview.stored import Stored
 
 ROWS = 50  # on a page
-POINTS = 2000  # of the scatter, at most
 OUTCOMES = {
     "all": "all questions",
     "second": "only {second} right",
@@ -53,7 +49,7 @@ def page(site: Site) -> None:
         shown, title = _filtered(site, data, table)
     with right:
         _counts(table, first, second)
-    shown = _lasso(site, shown, data.pair, stamp(site, data.pair.keys))
+    shown = chosen_by_lasso(site, shown, data.pair, stamp(site, data.pair.keys))
     if shown.empty:
         st.info("No question is left: widen the filters.")
         return
@@ -207,65 +203,6 @@ def _counts(table: pd.DataFrame, first: str, second: str) -> None:
     st.dataframe(counts, width="stretch", height=108)
 
 
-def _lasso(site: Site, shown: pd.DataFrame, pair: Pair, stamps: tuple[object, ...]) -> pd.DataFrame:
-    """Draw probability against probability if that is asked for; return the questions inside a lasso."""
-    if "p_first" not in shown or shown.empty:
-        return shown
-    if not st.toggle("Choose questions with a lasso, by both probabilities", key="lasso", bind="query-params"):
-        return shown
-    points = shown.head(POINTS)
-    key = ("lasso", stamps, pair.names, content_hash(*points["id"]))
-    figure = once(key, lambda: _scatter(points, pair))
-    event = st.plotly_chart(
-        figure,
-        width="stretch",
-        config=figures.EXPORT,
-        key="p-scatter",
-        on_select="rerun",
-        selection_mode=("lasso", "box"),
-    )
-    if len(shown) > POINTS:
-        st.caption(f"The first {POINTS:,} of {len(shown):,} questions.")
-    caption = Caption(
-        f"Probability of the right answer to each question, {pair.names[1]} against {pair.names[0]}",
-        f"{len(points):,} questions of {pair.first[0].test_data}",
-        seeds_of(site, pair.keys),
-        "",
-    )
-    save_button(figure, "p-scatter", caption)
-    chosen = [place for place in event["selection"]["point_indices"] if place < len(points)]
-    return shown.iloc[sorted(chosen)].reset_index(drop=True) if chosen else shown
-
-
-def _scatter(points: pd.DataFrame, pair: Pair) -> figures.Figure:
-    """Draw the probability of the right answer of both models, a point for each question."""
-    first, second = (figures.plain_name(name) for name in pair.names)
-    figure = figures.new_figure(
-        xaxis_title=f"p of the right answer, {first}",
-        yaxis_title=f"p of the right answer, {second}",
-        height=340,
-        hovermode="closest",
-        dragmode="lasso",
-    )
-    below, above = (figures.color_of(name, side) for side, name in enumerate(pair.names))
-    figure.add_scattergl(
-        x=points["p_first"],
-        y=points["p_second"],
-        mode="markers",
-        marker={
-            "size": 5,
-            "color": (points["p_difference"] > 0).astype(float),
-            "colorscale": [(0, below), (1, above)],
-            "cmin": 0,
-            "cmax": 1,
-        },
-        customdata=points[["question", "answer"]].map(figures.plain_name),
-        hovertemplate="%{customdata[0]} (%{customdata[1]}): %{x:.2f} → %{y:.2f}<extra></extra>",
-    )
-    figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line={"color": figures.GRAY, "dash": "dot"})
-    return figure
-
-
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -300,8 +237,7 @@ def _rows(site: Site, data: Answered, shown: pd.DataFrame, spec: str, by: str) -
         selection_mode="single-row",
     )
     with right:
-        _one(site, data, shown.iloc[place], spec)
-        with st.container(horizontal=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
             for label, step, key in (("Previous", -1, "K"), ("Next", 1, "J")):
                 st.button(
                     label,
@@ -311,7 +247,8 @@ def _rows(site: Site, data: Answered, shown: pd.DataFrame, spec: str, by: str) -
                     on_click=_go,
                     args=(ids[min(max(place + step, 0), len(ids) - 1)],),
                 )
-        st.caption(f"{place + 1:,} of {len(ids):,}")
+            st.caption(f"{place + 1:,} of {len(ids):,}", width="content")
+        _one(site, data, shown.iloc[place], spec)
 
 
 def _place(ids: list[str], data: Answered) -> int:
@@ -379,18 +316,28 @@ def _one(site: Site, data: Answered, row: pd.Series, spec: str) -> None:
     """Draw one question with the answers of every training."""
     url = thumbnail_of(spec, row["id"])
     if url:
-        st.image(url, width=224)
+        st.image(url, width=224, alt=f"Image {row['image_id']}")
     st.markdown(
         f"**{plain(row['question'])}**  \nright: **{plain(row['answer'])}** :gray[(chance {row['chance']:.0%})]"
     )
     full = data.table[data.table["id"] == row["id"]].iloc[0]
-    for key in data.pair.keys:
-        right = bool(full[f"correct:{key}"])
-        given, p = full.get(f"given:{key}"), full.get(f"p_right:{key}")
-        words = f": {plain(given)}" if isinstance(given, str) else ""  # a training of an older version stored none
-        chance = f" :gray[p = {p:.2f}]" if isinstance(p, float) else ""
-        st.markdown(f"{':green[✓]' if right else ':red[✗]'} {plain(key)}{words}{chance}")
+    for side, name in enumerate(data.pair.names):
+        models = [pair[side] for pair in data.pair.shared]
+        if len(models) == 1:
+            st.markdown(f"{plain(models[0].key)}{_said(full, models[0].key)}")
+            continue
+        right = sum(bool(full[f"correct:{model.key}"]) for model in models)
+        seeds = " \u2002 ".join(f"{model.seed}{_said(full, model.key)}" for model in models)
+        st.markdown(f"{plain(name)}, {right} of {len(models)} right, by seed:  \n{seeds}")
     site.link("explorer", "Look inside both", i=row["image_id"], q=row["id"])
+
+
+def _said(full: pd.Series, key: str) -> str:
+    """Return whether a training answers right, and what it says, as far as it is stored."""
+    given, p = full.get(f"given:{key}"), full.get(f"p_right:{key}")
+    words = f" {plain(given)}" if isinstance(given, str) else ""  # a training of an older version stored none
+    chance = f" :gray[p = {p:.2f}]" if isinstance(p, float) else ""
+    return f" {':green[✓]' if full[f'correct:{key}'] else ':red[✗]'}{words}{chance}"
 
 
 def _downloads(site: Site, shown: pd.DataFrame, spec: str) -> None:

@@ -16,7 +16,7 @@ from workbench.dashboard.asking import Asked
 from workbench.dashboard.beside import ranked_heads, spread_of
 from workbench.dashboard.engine import Engine
 from workbench.dashboard.papers import chart, save_button, seeds_of
-from workbench.dashboard.site import Site, cached, choice, choices, plain
+from workbench.dashboard.site import NOBODY, Site, cached, choice, plain
 from workbench.dashboard.viewer_figure import Shown, Vfm, view_figure, what_is_shown
 from workbench.data import named_objects
 from workbench.errors import WorkbenchError
@@ -86,14 +86,16 @@ def _look(site: Site) -> None:
         return
     pair = [model.key for model in site.pair.shared[0]] if site.pair else []
     two = [key for key in pair if key in finished] or finished[:2]
-    left, right = st.columns([3, 2])
+    left, middle, right = st.columns([2, 3, 2], vertical_alignment="bottom")
     with left:
-        keys = choices("em", finished, two, "Models side by side", most=2)
+        keys = [choice("left", finished, two[0], "Model on the left", listed=True)]
+    if others := [key for key in finished if key != keys[0]]:
+        with middle:
+            default = next((key for key in two if key != keys[0]), others[0])
+            beside = choice("right", [*others, NOBODY], default, "Model on the right")
+            keys += [beside] if beside != NOBODY else []
     with right:
         vfm = _vfm_choice(site, two)
-    if not keys:
-        st.info("Choose one or two models.")
-        return
     asked = asking.choose(site, keys)
     answers = st.container(horizontal=True)
     ready: dict[str, tuple[Engine, Look]] = {}
@@ -142,7 +144,7 @@ def _answer(key: str, model: Engine, seen: Look, asked: Asked) -> None:
             right = seen.answer == sample.answer
             verdict = ":green[✓ right]" if right else ":red[✗ wrong]"
         answer = plain(seen.answer) or "(empty)"
-        st.markdown(f"{plain(key)}: **{answer}** {verdict}{' (cut)' if seen.cut else ''}")
+        st.markdown(f"{plain(key)}: **{answer}** {verdict}{f' (cut at {len(seen.tokens)} tokens)' * seen.cut}")
         if seen.options:
             ranked = sorted(seen.options.items(), key=lambda item: -item[1])
             shares = " · ".join(f"{plain(option)} {share:.2f}" for option, share in ranked[:6])

@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from workbench.dashboard.folders import below_root
-from workbench.dashboard.site import Site, complain, plain
+from workbench.dashboard.site import NOBODY, Site, complain, plain
 from workbench.errors import one_line
 from workbench.overview import table as tables
 from workbench.overview.models import Model
@@ -45,7 +45,7 @@ def heading(site: Site, model: Model) -> None:
         if model.key != site.baseline:
             site.link("home", f"Compare it with {plain(site.baseline)} →", m=[model.key], **{"with": None})
         if model.state == "finished":
-            site.link("explorer", "Ask it about an image →", em=model.key)
+            site.link("explorer", "Ask it about an image →", left=model.key, right=NOBODY)
 
 
 def _sentence(model: Model) -> str:

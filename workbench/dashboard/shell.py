@@ -8,6 +8,7 @@ from importlib import import_module
 
 import streamlit as st
 
+from workbench.dashboard.copy_link import copy_link
 from workbench.dashboard.glossary import glossary_popover
 from workbench.dashboard.site import Site, choose_models, complaints, plain, read_site
 from workbench.errors import WorkbenchError
@@ -66,10 +67,11 @@ def show(first: str = "home") -> None:
     chosen = st.navigation(list(site.pages.values()), position="top")
     st.html(STYLE)
     try:
-        left, right = st.columns([4, 1], vertical_alignment="bottom")
+        left, right = st.columns([3, 1], vertical_alignment="bottom")
         with left:
             choose_models(site)
-        with right:
+        with right, st.container(horizontal=True, horizontal_alignment="right"):
+            copy_link()
             glossary_popover()
         above = st.container(key="complaints")
         try:

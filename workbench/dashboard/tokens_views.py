@@ -201,6 +201,7 @@ def umap(site: Site, compared: Mapping[str, Run]) -> None:
             image, *box, image_id, name, at, token, _ = points[0]["customdata"]
             st.image(
                 framed_patch(thumbnails[str(image)], box),
+                alt=f"Image {image_id} with a frame around the patch of token {token}",
                 caption=f"{image_id}, token {token}: {name or 'no objects known'} ({at})",
                 width="stretch",
             )

@@ -24,7 +24,7 @@ from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT
 from tests.workbench.overview.folders import cknna, patching, train
-from workbench.dashboard import folders, shell
+from workbench.dashboard import folders, lasso, shell
 from workbench.data import load_data
 from workbench.errors import RunError
 
@@ -269,6 +269,34 @@ def test_examples_steps_through_the_questions_and_a_link_names_one(
     assert [w.value.replace("\\", "") for w in gone.warning] == [
         "The link names question away, which is not in this folder; shown is q000."
     ]
+
+
+def test_the_area_of_a_lasso_chooses_the_questions_inside_it(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, y = pd.Series(rng.uniform(0, 1, 500)), pd.Series(rng.uniform(0, 1, 500))
+    turns = np.linspace(0, 2 * np.pi, 400, endpoint=False)
+    circle = {"x": 0.5 + 0.3 * np.cos(turns), "y": 0.4 + 0.3 * np.sin(turns)}
+    words = lasso.words_of(circle)
+    assert len(words) < 1500
+    corners = [tuple(map(int, corner.split("~"))) for corner in words.split("_")]
+    far = np.hypot(x - 0.5, y - 0.4) - 0.3
+    inside = lasso.within(x, y, corners)
+    assert inside[far < -0.01].all()
+    assert not inside[far > 0.01].any()
+    horseshoe = [(0, 0), (1000, 0), (1000, 1000), (900, 1000), (900, 100), (100, 100), (100, 1000), (0, 1000)]
+    expected = (x < 0.1) | (x > 0.9) | (y < 0.1)
+    assert (lasso.within(x, y, horseshoe) == expected).all()
+    two_of_them = ["0~500_0~1000_500~1000_500~500", "600~600_1000~600_1000~1000"]
+    app = open_page("examples", two, monkeypatch, area=two_of_them)
+    assert "area" not in app.query_params  # without the chart
+    app = open_page("examples", two, monkeypatch, lasso="true", area=two_of_them)
+    table = app.dataframe[1].value
+    assert len(table) == 36
+    assert (table["p_second"] == 0.9).all()
+    for wrong in ("x", "1~2_3~4", "0~0_1~1_2~2;", ""):
+        app = open_page("examples", two, monkeypatch, lasso="true", area=wrong)
+        assert f"The link names the area {wrong}, which" in text_of(app)
+        assert len(app.dataframe[1].value) == 40
 
 
 def test_evidence_lists_what_cannot_be_read(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,30 +560,22 @@ def test_trainings_store_what_examples_shows(runs_folder: Path, monkeypatch: pyt
 
 
 @contextmanager
-def serve(root: Path) -> Iterator[str]:
-    """The dashboard as a user starts it."""
+def started(root: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """The server of a dashboard as a user starts it, on a free port; what it prints is read from its stdout."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        "app.py",
-        "--server.port",
-        str(port),
-        "--",
-        "--runs",
-        str(root),
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = ["-m", "streamlit", "run", "app.py", "--server.port", str(port), "--", "--runs", str(root)]
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | variables,
+    )
     try:
-        deadline = time.monotonic() + 60
-        while socket.socket().connect_ex(("127.0.0.1", port)):
-            assert process.poll() is None and time.monotonic() < deadline, "the dashboard did not start"
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+        yield process
     finally:
         process.terminate()
         try:
@@ -563,6 +583,18 @@ def serve(root: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+
+
+@contextmanager
+def serve(root: Path) -> Iterator[str]:
+    """The address of a dashboard that answers, without the token."""
+    with started(root) as process:
+        port = int(process.args[process.args.index("--server.port") + 1])
+        deadline = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert process.poll() is None and time.monotonic() < deadline, "the dashboard did not start"
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_the_dashboard_is_for_this_machine_and_watches_no_files() -> None:
@@ -659,6 +691,49 @@ def test_a_copied_address_shows_the_same_page_in_another_browser(
     context.close()
 
 
+@pytest.mark.browser
+def test_the_address_is_copied(shown: Shown) -> None:
+    from playwright.sync_api import expect
+
+    context = shown.browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(f"{shown.address}/layers?b=viral&m=baseline&l=2")
+    wait_until_drawn(page)
+    page.get_by_role("button", name="Copy link").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    assert "b=viral" in page.url
+    context.close()
+
+
+STREAMLITS_OWN: dict[str, str] = {}  # {rule: part of Streamlit's own HTML that breaks it}
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core (https://github.com/dequelabs/axe-core) calls serious or critical on a page, in both themes."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    broken = []
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        page.wait_for_timeout(1000)
+        for rule in Axe().run(page).response["violations"]:
+            nodes = [node["html"] for node in rule["nodes"]]
+            nodes = [html for html in nodes if STREAMLITS_OWN.get(rule["id"], "nothing") not in html]
+            if rule["impact"] in ("serious", "critical") and nodes:
+                broken.append(f"{theme}: {rule['id']}: {nodes[:3]}")
+    return broken
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("path", ["", "models", "models?one=viral", "layers", "examples?lasso=true", "evidence"])
+def test_axe_finds_nothing_serious(path: str, shown: Shown, page: Page) -> None:
+    page.goto(f"{shown.address}/{path}")
+    wait_until_drawn(page)
+    page.wait_for_timeout(1000)
+    assert violations(page) == []
+
+
 def words_of(page: Page) -> list[object]:
     """The words that a window shows, and what its widgets hold."""
     main = page.locator("[data-testid=stMain]")
@@ -718,6 +793,37 @@ def test_home_fits_into_a_window_and_an_example_is_one_link(shown: Shown, page: 
     chart, plot = (charts.first.locator(name).bounding_box() for name in ("svg.main-svg >> nth=0", ".nsewdrag"))
     assert chart and plot
     assert plot["width"] > 0.6 * chart["width"]
+
+
+@pytest.mark.browser
+def test_what_a_lasso_chose_is_in_the_address(shown: Shown, page: Page) -> None:
+    """Around the upper left quarter: the questions that viral alone has right."""
+    from playwright.sync_api import expect
+
+    page.goto(f"{shown.address}/examples?lasso=true")
+    wait_until_drawn(page)
+    chart = page.locator(".st-key-p-scatter .nsewdrag").first
+    chart.wait_for(timeout=60_000)
+    page.wait_for_timeout(1000)
+    box = chart.bounding_box()
+    assert box
+
+    def move(x: float, y: float) -> None:
+        page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=8)
+
+    move(0.02, 0.02)
+    page.mouse.down()
+    for x, y in ((0.4, 0.02), (0.4, 0.4), (0.02, 0.4), (0.02, 0.05)):
+        move(x, y)
+    page.mouse.up()
+    page.wait_for_url(re.compile("area="), timeout=30_000)
+    expect(page.get_by_text("16 questions; 1 to 16 are shown.")).to_be_visible(timeout=30_000)
+    elsewhere = shown.browser.new_context(viewport={"width": 1440, "height": 1000}).new_page()
+    elsewhere.goto(page.url)
+    expect(elsewhere.get_by_text("16 questions; 1 to 16 are shown.")).to_be_visible(timeout=60_000)
+    elsewhere.get_by_role("button", name="All points again").click()
+    expect(elsewhere.get_by_text("40 questions; 1 to 40 are shown.")).to_be_visible(timeout=30_000)
+    assert "area" not in elsewhere.url
 
 
 @pytest.mark.browser

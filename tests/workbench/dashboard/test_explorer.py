@@ -368,7 +368,7 @@ def test_the_question_is_asked_again(explorer: AppTest, mllm: MLLM) -> None:
 
 
 def test_links_that_no_longer_fit(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = open_page("explorer", runs_folder, monkeypatch, i="gone", v="nothing", em="away")
+    app = open_page("explorer", runs_folder, monkeypatch, i="gone", v="nothing", left="away")
     said = text_of(app)
     assert "The link names image gone, which is not in this folder; shown is val-0-00000." in said
     assert "The link names VFM nothing" in said
