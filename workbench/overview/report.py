@@ -22,9 +22,10 @@ from workbench.overview.measures import LONG, MEASURES, QUESTIONS, images_words,
 from workbench.overview.models import Models
 from workbench.overview.stored import Stored
 from workbench.overview.story import Story, tell
-from workbench.overview.table import accuracies_of, model_rows
+from workbench.overview.table import SETTINGS, accuracies_of, model_rows
 
-TABLE = ["key", "variant", "seed", "alignment", "accuracy", "low", "high", "chance", "difference", "d_low", "d_high"]
+TABLE = ["key", "variant", "seed", *SETTINGS, "accuracy", "low", "high", "chance"]
+TABLE += ["difference", "d_low", "d_high", "p_holm"]
 
 
 def selection_report(
@@ -85,7 +86,8 @@ def _accuracy(story: Story, models: Models, keys: Sequence[str]) -> str:
         parts += [_quiet("95 % intervals, each for itself; gray where the interval has 0 in it.")]
         names = dict(zip(("first", "second"), story.answered.pair.names, strict=True)) | {"score": "difference"}
         parts += [html_table(story.answered.by_type.rename(columns=names), "accuracy-by-type")]
-    rows = model_rows(Models({key: models.by_key[key] for key in keys}), keys[0])[TABLE]
+    rows = model_rows(Models({key: models.by_key[key] for key in keys}), keys[0])
+    rows = rows.reindex(columns=TABLE).dropna(axis="columns", how="all")
     parts += [f"<h3>Each model, difference to {escape(keys[0])}</h3>", html_table(rows, "models")]
     parts += [
         '<p class="quiet">Mean of question types; intervals over images, which say nothing about other seeds.</p>'

@@ -351,14 +351,14 @@ def test_a_question_of_ones_own(explorer: AppTest, runs_folder: Path, monkeypatc
 
 def test_the_question_is_asked_again(explorer: AppTest, mllm: MLLM) -> None:
     sample = load_data("shapes:val", limit=100)[0]
-    before = look(mllm, sample.image, sample.question, options=sample.options)
+    before = look(mllm, sample.image, sample.question, options=sample.options, max_new_tokens=engine.ANSWER)
     explorer.selectbox(key="change").set_value("all").run()
     explorer.selectbox(key="change-at").set_value("layer").run()
     assert not len(explorer.dataframe)
     explorer.button(key="ask-again").click().run()
     table = explorer.dataframe[0].value
     assert list(table.columns) == ["baseline before", "baseline after", "viral before", "viral after"]
-    reply = ask_again(mllm, sample, Change("mean", at=2))  # the layer that is aligned is shown first
+    reply = ask_again(mllm, sample, Change("mean", at=2), max_new_tokens=engine.ANSWER)  # layer 2 is aligned
     for name, one in (("viral before", before), ("viral after", reply)):
         assert table.loc["answer", name] == (one.answer or "(empty)")
         for option, share_of_it in one.options.items():
@@ -451,10 +451,10 @@ def test_in_a_real_browser(opened: tuple[str, Any]) -> None:
     page.on("request", lambda request: asked.append(request.url))
     asked_about = ((each, asked_object(each)) for each in load_data("shapes:val", limit=100))
     sample, item = next((each, item) for each, item in asked_about if item is not None)
-    page.goto(f"{address}/explorer?l=77&p=1,9&t=50&h=x&show=nothing&q={sample.id}")
+    page.goto(f"{address}/explorer?l=77&p=1,9&t=500&h=x&show=nothing&q={sample.id}")
     said = page.locator(".complaint")
     expect(said).to_be_visible(timeout=90_000)
-    for words in ("layer 77", "patch 1,9", "token 50", "head x", "view nothing"):
+    for words in ("layer 77", "patch 1,9", "token 500", "head x", "view nothing"):
         expect(said).to_contain_text(words)
     said.get_by_role("button").click()
     slider = page.get_by_role("slider", name="Layer")

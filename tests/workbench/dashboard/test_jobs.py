@@ -219,7 +219,11 @@ def test_a_value_of_each_option_is_the_same_after_the_address() -> None:
         for field in options_of(analysis.config):
             default = form._default(field)
             assert form._words(field, default) is None
-            changed = {"bool": [default is False], "int": [field["high"] or 77], "float": [field["high"] or 0.25]}
+            changed = {
+                "bool": [default is False],
+                "int": [field["high"] or 77],
+                "float": [field["high"] or field["low"] or 0.25],
+            }
             changed |= {"choice": field["choices"], "words": ["a b"], "text": ["a b", ""]}
             for value in changed[field["kind"]]:
                 value = ["a b", "c"] if field["kind"] == "words" and field["choices"] else value
