@@ -40,7 +40,7 @@ class Edited:
 
 
 def edited(
-    seed: int, kind: str, wanted: Counter[tuple[str, str]], taken: set[int], objects: int = 3
+    seed: int, kind: str, wanted: Counter[tuple[str, str]], taken: set[int], objects: int = 3, apart: float = 0
 ) -> Iterator[Edited]:
     """Yield one edit of a scene of `shapes:test` for each time that the names (a, b) are wanted.
 
@@ -50,6 +50,7 @@ def edited(
         wanted: {(a, b): how often}; b is "" if the question names one object.
         taken: numbers of the scenes that are not used, to which those that are used are added.
         objects: objects of a scene, at most.
+        apart: least distance of a and b along the axis of a relation, as a share of the image.
 
     Raises:
         DataError: the scenes do not have them all.
@@ -63,7 +64,7 @@ def edited(
             continue
         for a, b in [pair for pair, count in missing.items() if count]:
             change = EDITS[kind](items, a, b)
-            if change is not None:
+            if change is not None and (not apart or _distance(items, a, b, kind) >= apart):
                 answers, changed = change
                 missing[a, b] -= 1
                 taken.add(index)
@@ -78,6 +79,12 @@ def _named(items: Sequence[Placed], name: str) -> int | None:
     words = set(name.split())
     fitting = [place for place, item in enumerate(items) if words <= {item.color, item.shape}]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _distance(items: Sequence[Placed], a: str, b: str, relation: str) -> float:
+    """Return the distance of two objects along the axis of a relation, as a share of the image."""
+    first, second = (items[place] for name in (a, b) if (place := _named(items, name)) is not None)
+    return (abs(first.x - second.x) if relation == "relation_x" else abs(first.y - second.y)) / SIZE
 
 
 def _with(items: Sequence[Placed], changes: dict[int, Placed]) -> list[Placed]:

@@ -35,11 +35,14 @@ class Scenes:
     Attributes:
         seed: of the scenes.
         objects: objects of a scene, at most.
+        apart: least distance between the centers of two objects whose relation is asked for, along its axis, as a share
+            of the image.
         taken: numbers of the scenes that a twin already has, so that all its questions are about different images.
     """
 
     seed: int
     objects: int = 6
+    apart: float = 0
     taken: set[int] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[tuple[int, list[Sample]]]:
@@ -71,12 +74,24 @@ def balanced(scenes: Scenes, wanted: Mapping[tuple[str, str], int]) -> list[Samp
     for number, scene in scenes:
         if not missing.total():
             break
-        fitting = [s for s in scene if missing[s.question, s.answer] > 0]
+        fitting = [s for s in scene if missing[s.question, s.answer] > 0 and _distance(s) >= scenes.apart]
         if fitting:
             chosen.append(max(fitting, key=lambda s: missing[s.question, s.answer]))
             missing[chosen[-1].question, chosen[-1].answer] -= 1
             scenes.taken.add(number)
     return chosen
+
+
+def _distance(sample: Sample) -> float:
+    """Return the distance of the two objects of a question for a relation along its axis; infinity for others."""
+    if sample.category not in ("relation_x", "relation_y"):
+        return float("inf")
+    low = ("relation_x", "relation_y").index(sample.category)
+    centers = [
+        next((each.box[low] + each.box[low + 2]) / 2 for each in sample.objects if name in each.name.split())
+        for name in names_in(sample)
+    ]
+    return abs(centers[0] - centers[-1])
 
 
 def names_in(sample: Sample) -> list[str]:

@@ -20,7 +20,8 @@ from workbench.data.whatsup import COCO, SUBSETS
 
 LINKS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
 PAIRS = 40  # of A
-OBJECTS = 3  # of an image with a relation, at most: with more, a model of 300 images is close to chance
+# of an image with a relation: with more objects, or closer ones, a model of 300 images is near chance
+OBJECTS, APART = 3, 1 / 3
 
 
 def write_whatsup(folder: Path, seed: int, wording: Wording) -> None:
@@ -29,7 +30,7 @@ def write_whatsup(folder: Path, seed: int, wording: Wording) -> None:
     Of A, only the images with left and right are there: `shapes` has nothing on or under anything.
     """
     scenes, rng = Scenes(seed), np.random.default_rng([seed, 5])
-    simple = Scenes(seed, OBJECTS, scenes.taken)
+    simple = Scenes(seed, OBJECTS, APART, scenes.taken)
     sides = product(NAMES, ((SIDE_X, ("left", "right")), (SIDE_Y, ("top", "bottom"))))
     one: Wanted = Counter({(text.format(a=name), answer): 5 for name, (text, both) in sides for answer in both})
     _write_captions(folder, "coco_one", balanced(scenes, one), wording)
@@ -68,7 +69,7 @@ def _write_controlled(
     """Write two images of each pair: a scene, and the same with the two objects exchanged."""
     rows: list[object] = []
     prompts: list[dict[str, object]] = []
-    edits = {(edit.a, edit.b): edit for edit in edited(seed, "relation_x", Counter(pairs), taken)}
+    edits = {(edit.a, edit.b): edit for edit in edited(seed, "relation_x", Counter(pairs), taken, OBJECTS, APART)}
     for (a, b), relation in product(pairs, ("left", "right")):
         name = f"{a}_{relation}_of_{b}"
         captions = [_caption((a, b), answer) for answer in (relation, OPPOSITE[relation])]

@@ -172,6 +172,21 @@ def test_answers_are_those_of_the_pixels(name: str, twins: Mapping[str, Benchmar
     assert checked >= (6 if name == "whatsup a" else 15)
 
 
+@pytest.mark.parametrize("subset", ["coco_two", "a"])
+def test_related_objects_of_whatsup_are_a_third_of_the_image_apart(
+    subset: str, twins: Mapping[str, BenchmarkDataset]
+) -> None:
+    distances = []
+    for sample in twins[f"whatsup {subset}"]:
+        center, words = centers(sample.image), sample.question.split()
+        colors = [word for word in words if word in COLORS]
+        if len(colors) == 2 and set(colors) <= set(center):
+            a, b = (center[color][1 if "above" in words else 0] for color in colors)
+            distances.append(abs(a - b) / sample.image.width)
+    assert len(distances) >= 6
+    assert min(distances) > 1 / 3 - 0.03  # the center of the pixels of a star or triangle is not quite its own
+
+
 def test_pope_asks_as_its_authors_do(root: Path, twins: Mapping[str, BenchmarkDataset]) -> None:
     """The splits share images and yes questions; popular and adversarial ones follow from the images' objects."""
     rows = {
