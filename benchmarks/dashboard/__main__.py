@@ -204,7 +204,7 @@ def _check(
                 f"accuracy of {name}", table.loc[name, ["accuracy", "low", "high"]].tolist(), stored.accuracies[name]
             )
     elif page == "layers":
-        lines = re.findall(r"^Layer (\d+): (.*)$", shown.text, re.MULTILINE)
+        lines = re.findall(r"\bLayer (\d+): (.*)$", shown.text, re.MULTILINE)
         tally.compare("sentences of Layers", bool(lines), True)
         for number, line in lines:
             if layer is not None:
