@@ -167,3 +167,13 @@ def test_no_page_asks_a_font_server() -> None:
         assert not re.search(r":material/|fonts\.|googleapis|gstatic|jsdelivr|unpkg", text), file
     for icon in re.findall(r'icon="([^"]*)"', "".join(file.read_text() for file in FILES)):
         assert is_emoji(icon), icon  # drawn by the browser itself
+
+
+def test_widgets_of_different_modules_have_different_keys() -> None:
+    """A key is the place of a choice in the session and in the address: two pages that share it would overwrite it."""
+    modules: dict[str, set[str]] = {}
+    for file in sorted((ROOT / "workbench" / "dashboard").glob("*.py")):
+        for key in re.findall(r'(?:\bkey=|\bchoices?\(|\bread_address\()"([\w-]+)"', file.read_text(encoding="utf-8")):
+            modules.setdefault(key, set()).add(file.name)
+    assert len(modules) > 30
+    assert {key: names for key, names in modules.items() if len(names) > 1} == {}

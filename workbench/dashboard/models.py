@@ -82,7 +82,7 @@ def _table(site: Site) -> None:
     variants = list(site.models.variants)
     wanted = middle.multiselect("Variants", variants, key="variant", bind="query-params", placeholder="all")
     data = list(dict.fromkeys(model.test_data for model in site.models.by_key.values() if model.test_data))
-    asked = right.multiselect("Evaluated on", data, key="on", bind="query-params", placeholder="all")
+    asked = right.multiselect("Evaluated on", data, key="evaluated", bind="query-params", placeholder="all")
     by_seed = last.toggle("Group seeds", key="group", bind="query-params", help=meaning("seed"))
     rows = rows_of(site, by_seed=by_seed)
     name = "variant" if by_seed else "key"

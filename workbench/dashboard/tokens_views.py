@@ -89,7 +89,7 @@ def maps(site: Site, compared: Mapping[str, Run]) -> None:
         format_func=lambda n: next(iter(tables.values())).set_index("number")["image_id"][n],
         key="image",
     )
-    chosen = right.multiselect("Shown", names, default=_spread(names), key="shown")
+    chosen = right.multiselect("Shown", names, default=_spread(names), key="shown-images")
     if not chosen:
         st.info("Choose one or more representations.")
         return

@@ -173,7 +173,7 @@ def test_models_are_filtered_by_the_data_that_they_are_evaluated_on(two: Path, m
     (folder / "training.json").write_text(json.dumps(record))
     app = open_page("models", two, monkeypatch)
     assert app.dataframe[0].value["data"].tolist() == ["shapes:test", "easy_vqa:test", "shapes:test"]
-    app.multiselect(key="on").set_value(["easy_vqa:test"]).run()
+    app.multiselect(key="evaluated").set_value(["easy_vqa:test"]).run()
     assert app.dataframe[0].value["key"].tolist() == ["other"]
     assert "Accuracy on easy_vqa:test, mean of question types" in text_of(app)
 

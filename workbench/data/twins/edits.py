@@ -40,7 +40,12 @@ class Edited:
 
 
 def edited(
-    seed: int, kind: str, wanted: Counter[tuple[str, str]], taken: set[int], objects: int = 3, apart: float = 0
+    seed: int,
+    kind: str,
+    wanted: Counter[tuple[str, str]],
+    taken: set[int],
+    objects: int = 3,
+    apart: float = RELATION_MARGIN,
 ) -> Iterator[Edited]:
     """Yield one edit of a scene of `shapes:test` for each time that the names (a, b) are wanted.
 
@@ -63,8 +68,8 @@ def edited(
         if index in taken or len(items) > objects:
             continue
         for a, b in [pair for pair, count in missing.items() if count]:
-            change = EDITS[kind](items, a, b)
-            if change is not None and (not apart or _distance(items, a, b, kind) >= apart):
+            change = EDITS[kind](items, a, b, apart)
+            if change is not None:
                 answers, changed = change
                 missing[a, b] -= 1
                 taken.add(index)
@@ -79,12 +84,6 @@ def _named(items: Sequence[Placed], name: str) -> int | None:
     words = set(name.split())
     fitting = [place for place, item in enumerate(items) if words <= {item.color, item.shape}]
     return fitting[0] if len(fitting) == 1 else None
-
-
-def _distance(items: Sequence[Placed], a: str, b: str, relation: str) -> float:
-    """Return the distance of two objects along the axis of a relation, as a share of the image."""
-    first, second = (items[place] for name in (a, b) if (place := _named(items, name)) is not None)
-    return (abs(first.x - second.x) if relation == "relation_x" else abs(first.y - second.y)) / SIZE
 
 
 def _with(items: Sequence[Placed], changes: dict[int, Placed]) -> list[Placed]:
@@ -105,14 +104,16 @@ def _moved(items: Sequence[Placed], a: str, axis: Axis, sides: tuple[str, str]) 
     return sides if at < SIZE / 2 else (sides[1], sides[0]), _with(items, {place: there})
 
 
-def _exchanged(items: Sequence[Placed], a: str, b: str, axis: Axis, sides: tuple[str, str]) -> Changed | None:
-    """Exchange the places and sizes of two objects."""
+def _exchanged(
+    items: Sequence[Placed], a: str, b: str, axis: Axis, sides: tuple[str, str], apart: float
+) -> Changed | None:
+    """Exchange the places and sizes of two objects that are more than a share of the image apart."""
     one, two = _named(items, a), _named(items, b)
     if one is None or two is None or one == two:
         return None
     first, second = items[one], items[two]
     gap = getattr(first, axis) - getattr(second, axis)
-    if abs(gap) <= RELATION_MARGIN * SIZE:
+    if abs(gap) <= apart * SIZE:
         return None
     changes = {
         one: replace(first, x=second.x, y=second.y, radius=second.radius),
@@ -142,11 +143,11 @@ def _next(values: Sequence[str] | dict[str, tuple[int, int, int]], value: str) -
     return names[(names.index(value) + 1) % len(names)]
 
 
-EDITS: dict[str, Callable[[Sequence[Placed], str, str], Changed | None]] = {
-    "side_x": lambda items, a, b: _moved(items, a, "x", ("left", "right")),
-    "side_y": lambda items, a, b: _moved(items, a, "y", ("top", "bottom")),
-    "relation_x": lambda items, a, b: _exchanged(items, a, b, "x", ("left", "right")),
-    "relation_y": lambda items, a, b: _exchanged(items, a, b, "y", ("above", "below")),
-    "exist": lambda items, a, b: _replaced(items, a),
-    "color": lambda items, a, b: _recolored(items, a),
+EDITS: dict[str, Callable[[Sequence[Placed], str, str, float], Changed | None]] = {
+    "side_x": lambda items, a, b, apart: _moved(items, a, "x", ("left", "right")),
+    "side_y": lambda items, a, b, apart: _moved(items, a, "y", ("top", "bottom")),
+    "relation_x": lambda items, a, b, apart: _exchanged(items, a, b, "x", ("left", "right"), apart),
+    "relation_y": lambda items, a, b, apart: _exchanged(items, a, b, "y", ("above", "below"), apart),
+    "exist": lambda items, a, b, apart: _replaced(items, a),
+    "color": lambda items, a, b, apart: _recolored(items, a),
 }

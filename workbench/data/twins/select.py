@@ -20,6 +20,7 @@ from workbench.data.twins.wordings import Wording, worded
 from workbench.errors import DataError
 
 NAMES = (*COLORS, *SHAPES)  # words that identify an object
+AXES = {"relation_x": 0, "relation_y": 1}
 SIDES = {"x": ("left", "right"), "y": ("above", "below")}
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top", "above": "below", "below": "above"}
 KINDS = {"colour": "color", "position_x": "side_x", "position_y": "side_y"}  # as `wordings` calls our question types
@@ -84,14 +85,12 @@ def balanced(scenes: Scenes, wanted: Mapping[tuple[str, str], int]) -> list[Samp
 
 def _distance(sample: Sample) -> float:
     """Return the distance of the two objects of a question for a relation along its axis; infinity for others."""
-    if sample.category not in ("relation_x", "relation_y"):
+    if sample.category not in AXES:
         return float("inf")
-    low = ("relation_x", "relation_y").index(sample.category)
-    centers = [
-        next((each.box[low] + each.box[low + 2]) / 2 for each in sample.objects if name in each.name.split())
-        for name in names_in(sample)
-    ]
-    return abs(centers[0] - centers[-1])
+    axis = AXES[sample.category]
+    boxes = [next(o.box for o in sample.objects if name in o.name.split()) for name in names_in(sample)]
+    first, second = ((box[axis] + box[axis + 2]) / 2 for box in boxes)
+    return abs(first - second)
 
 
 def names_in(sample: Sample) -> list[str]:
