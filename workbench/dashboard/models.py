@@ -50,7 +50,7 @@ def page(site: Site) -> None:
     _table(site)
     grouped = _toggle_groups(site)
     training_curves(site, site.chosen, grouped=grouped)
-    _by_type(site, site.chosen)
+    _by_type(site, site.chosen, grouped=grouped)
     _warnings([site.models.by_key[key] for key in site.chosen])
     _sweeps(site)
 
@@ -187,7 +187,7 @@ def _about(shown: pd.DataFrame, by_seed: bool, alike: Mapping[str, str]) -> str:
 def _toggle_groups(site: Site) -> bool:
     if not several_seeds(site):
         return False
-    return st.toggle("Curves: one mean per variant, seeds as thin lines", value=True, key="means", bind="query-params")
+    return st.toggle("One mean per variant, over its seeds", value=True, key="means", bind="query-params")
 
 
 def several_seeds(site: Site) -> bool:
@@ -310,26 +310,34 @@ def _measure(column: str) -> str:
 # --- accuracy by type, warnings, sweeps -----------------------------------------------------------
 
 
-def _by_type(site: Site, keys: Sequence[str]) -> None:
-    accuracies = {key: tables.accuracies_of(site.models.by_key[key]) for key in keys}
-    accuracies = {key: table for key, table in accuracies.items() if len(table)}
+def _by_type(site: Site, keys: Sequence[str], *, grouped: bool = False) -> None:
+    models = [site.models.by_key[key] for key in keys]
+    if grouped:
+        variants = dict.fromkeys(model.variant for model in models)
+        accuracies = {name: tables.variant_accuracies([m for m in models if m.variant == name]) for name in variants}
+    else:
+        accuracies = {model.key: tables.accuracies_of(model) for model in models}
+    accuracies = {name: table for name, table in accuracies.items() if len(table)}
     if not accuracies:
         return
     st.subheader("Accuracy by question type")
-    figure = once(("types", logs_stamp(site, keys), site.looks), partial(_types, accuracies))
-    data = ", ".join(dict.fromkeys(evaluated_on(site.models.by_key[key].recipe) for key in accuracies))
+    figure = once(("types", grouped, logs_stamp(site, keys), site.looks), partial(_types, accuracies))
+    scored = [model for model in models if len(tables.accuracies_of(model))]
+    data = ", ".join(dict.fromkeys(evaluated_on(model.recipe) for model in scored))
     counts = images_words(pd.concat([table["n_images"] for table in accuracies.values()]))
+    over = "seeds" if grouped else "images"
+    rest = "" if grouped else " They say nothing about other seeds."
     chart(
         figure,
         "accuracy",
-        Caption("Accuracy by question type", f"{counts} of {data}", seeds_of(site, list(accuracies)), "images"),
-        below=plain(f"On {data}; 95 % intervals over images. They say nothing about other seeds."),
+        Caption("Accuracy by question type", f"{counts} of {data}", seeds_of(site, [m.key for m in scored]), over),
+        below=plain(f"On {data}; 95 % intervals over {over}.{rest}"),
     )
 
 
 def _types(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
     if len(accuracies) <= figures.LINES:
-        return figures.accuracy_by_type({figures.plain_name(key): table for key, table in accuracies.items()})
+        return figures.accuracy_by_type(accuracies)
     long = pd.concat([table.assign(name=key) for key, table in accuracies.items()])
     shown = long.rename(columns={"category": "at", "accuracy": "score"}).assign(over="images")
     return figures.layer_heat(shown, title="accuracy").update_xaxes(title="question type")

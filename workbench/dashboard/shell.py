@@ -10,6 +10,7 @@ import streamlit as st
 
 from workbench.dashboard.copy_link import copy_link
 from workbench.dashboard.glossary import glossary_popover
+from workbench.dashboard.pointed import color_pointed_lines
 from workbench.dashboard.site import Site, choose_models, complaints, plain, read_site
 from workbench.errors import WorkbenchError
 from workbench.figures import COLORS, colored
@@ -72,6 +73,7 @@ def show(first: str = "home") -> None:
             choose_models(site)
         with right, st.container(horizontal=True, horizontal_alignment="right"):
             copy_link()
+            color_pointed_lines()
             glossary_popover()
         above = st.container(key="complaints")
         try:

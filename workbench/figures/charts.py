@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.colors import color_of
-from workbench.figures.template import GRAY, error_bars, new_figure
+from workbench.figures.template import GRAY, error_bars, new_figure, plain_name
 
 
 def bars(table: pd.DataFrame, *, x: str, y: str, by: str = "model") -> go.Figure:
@@ -34,19 +36,19 @@ def bars(table: pd.DataFrame, *, x: str, y: str, by: str = "model") -> go.Figure
     return figure
 
 
-def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
+def accuracy_by_type(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Draw the accuracy of each question type with its interval, a point per model, and a gray tick at chance.
 
     Args:
-        tables: {model: columns category, accuracy, low, high, few, n_images, chance}; hovering over a point says if
-            there is too little data to conclude much (`few`).
+        tables: {model or variant: columns category, accuracy, low, high, n_images, chance, and where known few (there
+            is too little data to conclude much, which hovering says) and over (what the interval is over, otherwise
+            images). Without a finite interval there is no bar.
     """
     figure = new_figure(yaxis_title="accuracy", height=380, hovermode="closest")
     categories = list(dict.fromkeys(category for table in tables.values() for category in table["category"]))
     chance = pd.concat(tables.values()).groupby("category")["chance"].mean()
     for number, (name, table) in enumerate(tables.items()):
         offset = (number - (len(tables) - 1) / 2) * 0.14
-        x = [categories.index(category) + offset for category in table["category"]]
         error = {
             "type": "data",
             "array": table["high"] - table["accuracy"],
@@ -54,20 +56,16 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
             "width": 3,
             "thickness": 1.5,
         }
-        hover = (
-            "%{text}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]} images%{customdata[3]}"
-        )
-        few = np.where(table.get("few", pd.Series(False, table.index)), ", too few to conclude much", "")
         figure.add_scatter(
-            x=x,
+            x=[categories.index(category) + offset for category in table["category"]],
             y=table["accuracy"],
-            name=name,
+            name=plain_name(name),
             mode="markers",
             error_y=error,
             text=table["category"],
-            hovertemplate=hover,
+            hovertemplate="%{text}: %{y:.3f}%{customdata[0]}, %{customdata[1]}%{customdata[2]}",
             marker={"color": color_of(name, number), "size": 8},
-            customdata=table[["low", "high", "n_images"]].assign(few=few),
+            customdata=_hover(table),
         )
     x = list(range(len(categories)))
     marker = {"symbol": "line-ew", "size": 12, "line": {"width": 2, "color": GRAY}}  # nine fit on a phone
@@ -82,6 +80,18 @@ def accuracy_by_type(tables: dict[str, pd.DataFrame]) -> go.Figure:
     figure.update_xaxes(tickvals=x, ticktext=categories, showgrid=False, range=[-0.5, len(x) - 0.5], automargin=True)
     figure.update_yaxes(range=[0, 1.03])
     return figure
+
+
+def _hover(table: pd.DataFrame) -> list[list[str]]:
+    """Return of each point its interval, what that is over, and whether there is too little data."""
+    known = np.isfinite(table["low"]) & np.isfinite(table["high"])
+    ends = [f" [{low:.3f}, {high:.3f}]" for low, high in zip(table["low"], table["high"], strict=True)]
+    over = table["over"] if "over" in table else [f"{n} images" for n in table["n_images"]]
+    few = table["few"] if "few" in table else [False] * len(table)
+    return [
+        [end if has else "", words, ", too few to conclude much" if little else ""]
+        for end, has, words, little in zip(ends, known, over, few, strict=True)
+    ]
 
 
 def points(table: pd.DataFrame, *, y: str, title: str) -> go.Figure:

@@ -74,7 +74,8 @@ def named_curves(
         x, y: titles of the axes.
         marked: a value of x with a vertical line, such as the chosen layer.
         front: the curves that have colors, intervals and names if there are more than LINES; the others are thin gray
-            lines behind them. Without it, all have colors, and only the highest and lowest have names.
+            lines behind them, with their colors in `meta`. Without it, all have colors, and only the highest and
+            lowest have names.
         zero: whether 0 means that there is no effect, which a dotted line then shows.
     """
     figure = new_figure(xaxis_title=x, yaxis_title=y, height=320, showlegend=False, hovermode="closest")
@@ -85,7 +86,7 @@ def named_curves(
     for number, (name, part) in enumerate(curves.groupby("name", sort=False)):
         color, part = color_of(name, number), part.sort_values("at")
         if front and name not in front:
-            _line(figure, part, str(name), GRAY, width=1, thin=True)
+            _line(figure, part, str(name), GRAY, width=1, thin=True, pointed=color)
             continue
         if not grouped and (front or not many):
             band(figure, part["at"], part["low"], part["high"], translucent(color, 0.16), str(name))
@@ -166,7 +167,10 @@ def image_dots(values: pd.DataFrame, *, x: str, chance: float | None = None) -> 
     return figure.update_xaxes(title=x).update_layout(margin={"l": 8, "t": 8})
 
 
-def _line(figure: go.Figure, part: pd.DataFrame, name: str, color: str, *, width: float, thin: bool = False) -> None:
+def _line(
+    figure: go.Figure, part: pd.DataFrame, name: str, color: str, *, width: float, thin: bool = False, pointed: str = ""
+) -> None:
+    """Draw one line; the dashboard gives it the color `pointed` while the pointer is on it."""
     interval = {"low", "high"} <= set(part)
     hover = f"{plain_name(name)}: %{{y:.3f}}" + (
         " [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]}" if interval else ""
@@ -182,6 +186,7 @@ def _line(figure: go.Figure, part: pd.DataFrame, name: str, color: str, *, width
         error_y=error_bars(part) | {"color": color} if interval and not thin and len(part) == 1 else None,
         customdata=part[["low", "high", "over"]] if interval else None,
         hovertemplate=f"{hover}<extra></extra>",
+        meta={"color": pointed} if pointed else None,
     )
 
 

@@ -92,7 +92,7 @@ def _accuracy(story: Story, models: Models, keys: Sequence[str]) -> str:
     parts += [
         '<p class="quiet">Mean of question types; intervals over images, which say nothing about other seeds.</p>'
     ]
-    of_model = {figures.plain_name(key): accuracies_of(models.by_key[key]) for key in keys}
+    of_model = {key: accuracies_of(models.by_key[key]) for key in keys}
     known = {key: table for key, table in of_model.items() if len(table)}
     if known and len(known) <= figures.LINES:
         parts += ["<h3>Each model by question type</h3>", html_figure(figures.accuracy_by_type(known), "by-type")]

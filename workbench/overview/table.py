@@ -143,6 +143,30 @@ def accuracies_of(model: Model) -> pd.DataFrame:
     return table if "accuracy" in table else table[:0]
 
 
+def variant_accuracies(models: Sequence[Model]) -> pd.DataFrame:
+    """Return the accuracies of one variant by question type: means and intervals over its seeds.
+
+    Args:
+        models: trainings of the variant; of those with the same seed, the first counts.
+
+    Returns:
+        Columns category, accuracy, low, high (NaN for a single seed), n_images, chance, over; no rows if nothing is
+        stored. A type that some seeds lack is over the others.
+    """
+    scored = one_per_seed(model for model in models if len(accuracies_of(model))).values()
+    if not scored:
+        return pd.DataFrame()
+    rows = []
+    for category, part in pd.concat(map(accuracies_of, scored)).groupby("category", sort=False):
+        seeds = len(part)
+        interval = t_interval(part["accuracy"].tolist(), bounds=(0.0, 1.0))
+        low, high = (interval.low, interval.high) if seeds > 1 else (np.nan, np.nan)
+        over = f"{seeds} seeds" if seeds > 1 else "one seed, so no interval"
+        row = {"category": category, "accuracy": interval.estimate, "low": low, "high": high, "over": over}
+        rows.append(row | {name: part[name].iloc[0] for name in ("n_images", "chance")})
+    return pd.DataFrame(rows)
+
+
 def log_of(model: Model) -> pd.DataFrame:
     """Return the training log of a model; an empty table if there is none, or if it is damaged."""
     return _table(model, LOG_FILE)

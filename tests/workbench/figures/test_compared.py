@@ -105,6 +105,9 @@ def test_beyond_six_curves_those_in_front_have_colors_and_names() -> None:
     colors = {trace.name: trace.line.color for trace in lines}
     gray = {color for name, color in colors.items() if name not in ("m1", "m3")}
     assert len(gray) == 1
+    pointed = {trace.name: trace.meta["color"] for trace in lines if trace.meta}
+    assert pointed.keys() == colors.keys() - {"m1", "m3"}
+    assert gray.isdisjoint(pointed.values())
     assert gray.isdisjoint({colors["m1"], colors["m3"]})
     assert {trace.name for trace in lines[-2:]} == {"m1", "m3"}  # drawn above the others
     assert sum(trace.fill == "toself" for trace in shown.data) == 2

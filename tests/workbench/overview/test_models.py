@@ -11,13 +11,15 @@ import pytest
 from safetensors.numpy import save
 
 from tests.workbench.overview.folders import cknna, patching, train
+from workbench import figures
+from workbench.intervals import t_interval
 from workbench.overview.answers import answered
 from workbench.overview.differences import Pair, pairs_of, strip
 from workbench.overview.measures import MEASURES
 from workbench.overview.models import read_models, with_variants
 from workbench.overview.stored import read_stored
 from workbench.overview.story import alignment_of
-from workbench.overview.table import model_rows, variant_rows
+from workbench.overview.table import model_rows, variant_accuracies, variant_rows
 
 SOME = [True, False, True, True]
 MANY = [True, True, True, True]
@@ -134,6 +136,24 @@ def test_a_copied_training_is_no_further_seed(tmp_path: Path) -> None:
     table = variant_rows(models, "baseline").set_index("variant")
     assert table["seeds"].tolist() == [1, 1]
     assert table[["d_low", "p_holm"]].isna().all(axis=None)
+
+
+def test_accuracies_of_a_variant_are_means_over_its_seeds_with_their_interval(tmp_path: Path) -> None:
+    for seed, right in enumerate((SOME, MANY, SOME)):  # of colour, 1, 1 and 1 are right; of count .5, 1 and .5
+        train(tmp_path, f"baseline-s{seed}", right=right, seed=seed)
+    models = list(read_models(tmp_path).by_key.values())
+    table = variant_accuracies(models).set_index("category")
+    expected = t_interval([0.5, 1.0, 0.5], bounds=(0.0, 1.0))
+    assert tuple(table.loc["count", ["accuracy", "low", "high"]]) == pytest.approx((2 / 3, expected.low, expected.high))
+    assert table.loc["colour", "accuracy"] == 1
+    assert set(table["over"]) == {"3 seeds"}
+    assert set(table["chance"]) == {0.25}
+    one = variant_accuracies(models[:1])
+    assert one[["low", "high"]].isna().all(axis=None)
+    assert variant_accuracies([]).empty
+    drawn = figures.accuracy_by_type({"baseline": table.reset_index(), "one": one})
+    assert [words for words, *_ in drawn.data[1].customdata] == [""] * 3  # no interval is said
+    assert drawn.data[0].customdata[1][1] == "3 seeds"
 
 
 def test_numbers_of_both_groups_are_those_of_the_seeds_that_the_difference_is_over(tmp_path: Path) -> None:
