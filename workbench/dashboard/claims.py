@@ -24,8 +24,7 @@ def page(site: Site) -> None:
     st.write(f"{count_verdicts(table)}. {EXPLAINED}")
     present = [name for name in VERDICTS if name in set(table["verdict"])]
     wanted = st.multiselect("Verdicts", present, default=present, key="verdict", bind="query-params")
-    table = table[table["verdict"].isin(wanted)]
-    displayed = display_table(table)
+    displayed = display_table(table[table["verdict"].isin(wanted)])
     st.dataframe(
         displayed,
         hide_index=True,
@@ -35,8 +34,9 @@ def page(site: Site) -> None:
         selection_mode="single-row",
     )
     st.download_button("Table as CSV", run.tables["claims"].to_csv(index=False), "claims.csv", "text/csv")
-    if len(table):
-        name = choice("claim", list(displayed["id"]), displayed["id"].iloc[0], "One claim", listed=True)
+    if len(table):  # one that the verdicts leave out can be opened too
+        every = list(display_table(table)["id"])
+        name = choice("claim", every, next(iter(displayed["id"]), every[0]), "One claim", listed=True)
         row = table.set_index("id").loc[name]
         st.markdown(f"{plain(row['claim'])} **{row['verdict']}**: {plain(row['reason'])}")
         evidence = numbers[numbers["id"] == name]

@@ -12,7 +12,7 @@ CSS = """
 button {
   font: inherit; font-family: var(--st-font); color: var(--st-text-color); background: var(--st-background-color);
   border: 1px solid var(--st-border-color, #8886); border-radius: 0.5rem; padding: 0.4rem 0.75rem; min-height: 2.5rem;
-  cursor: pointer; white-space: nowrap;
+  cursor: pointer; white-space: nowrap; font-size: 0.875rem;
 }
 button:hover, button:focus-visible { border-color: var(--st-primary-color); color: var(--st-primary-color); }
 """

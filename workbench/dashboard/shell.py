@@ -73,13 +73,13 @@ def show(first: str = "home") -> None:
             choose_models(site)
         with right, st.container(horizontal=True, horizontal_alignment="right"):
             copy_link()
-            color_pointed_lines()
             glossary_popover()
         above = st.container(key="complaints")
         try:
             with colored(site.colors):
                 chosen.run()
         finally:  # pages complain too
+            color_pointed_lines()
             with above:
                 complaints()
     except WorkbenchError as error:

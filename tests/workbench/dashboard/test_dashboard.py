@@ -24,13 +24,17 @@ from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT
 from tests.workbench.overview.folders import cknna, patching, train
+from workbench import runs
+from workbench.claims.shown import display_table
 from workbench.dashboard import folders, lasso, shell
 from workbench.data import load_data
 from workbench.errors import RunError
+from workbench.runs import Run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+LEDGER = ("claims", "numbers")  # tables of a stored ledger
 LIGHT = [name for name in shell.PAGES if name != "explorer"]  # pages that do not import torch
 
 
@@ -63,6 +67,15 @@ def two_models(root: Path) -> Path:
     for name, shift in (("baseline", 0.0), ("viral", 0.1)):
         cknna(root, name, {layer: 0.5 + shift * layer + noise for layer in range(3)})
     return root
+
+
+def store_claims(root: Path) -> pd.DataFrame:
+    """Store the published ledger in a runs folder; returns its claims as the page sorts them."""
+    tables = {name: pd.read_parquet(ROOT / "docs" / "results" / "ledger" / f"{name}.parquet") for name in LEDGER}
+    record = {"analysis": "claims", "version": 1, "label": "claims", "model": "runs", "data": "", "config": {}}
+    record |= {"created": "2026-11-27T00:00:00+00:00", "git": "0123456789", "dirty": False, "seconds": 1.0}
+    runs.save(Run("0123456789ab", record, tables), root)
+    return display_table(tables["claims"])
 
 
 @pytest.fixture
@@ -297,6 +310,25 @@ def test_the_area_of_a_lasso_chooses_the_questions_inside_it(two: Path, monkeypa
         app = open_page("examples", two, monkeypatch, lasso="true", area=wrong)
         assert f"The link names the area {wrong}, which" in text_of(app)
         assert len(app.dataframe[1].value) == 40
+
+
+def test_claims_are_those_of_the_ledger_with_their_values_by_seed(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    displayed = store_claims(two)
+    app = open_page("evidence", two, monkeypatch, part="claims", claim="accuracy-photos")
+    assert app.dataframe[0].value.equals(displayed)
+    numbers = pd.read_parquet(ROOT / "docs" / "results" / "ledger" / "numbers.parquet").query("id == 'accuracy-photos'")
+    by_seed = app.dataframe[1].value
+    assert by_seed.shape == (numbers["seed"].nunique(), 1 + numbers["training"].nunique())
+    assert by_seed.drop(columns="seed").mean().to_dict() == pytest.approx(
+        numbers.groupby("training")["value"].mean().to_dict()
+    )
+    assert "It makes answers better on composed photographs" in text_of(app)
+    app.multiselect(key="verdict").set_value(["not testable here"]).run()
+    assert set(app.dataframe[0].value["verdict"]) == {"not testable here"}
+    left_out = open_page("evidence", two, monkeypatch, part="claims", claim="accuracy-photos", verdict="not shown")
+    assert "accuracy-photos" not in set(left_out.dataframe[0].value["id"])
+    assert "It makes answers better on composed photographs" in text_of(left_out)
+    assert "The link names" not in text_of(left_out)
 
 
 def test_evidence_lists_what_cannot_be_read(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -645,6 +677,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         asked = [scene[number] for scene in scenes for number in (0, 1)]
         ids = {"id": [sample.id for sample in asked], "image_id": [sample.image_id for sample in asked]}
         pd.read_parquet(file).assign(**ids).to_parquet(file)
+    store_claims(root)
     with serve(root) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
         yield Shown(root, address, browser)
@@ -768,6 +801,21 @@ def test_a_click_on_the_strip_marks_its_layer_and_j_goes_to_the_next_question(sh
     expect(page.get_by_text("2 of 40")).to_be_visible(timeout=30_000)
     page.keyboard.press("k")
     expect(page.get_by_text("1 of 40")).to_be_visible(timeout=30_000)
+
+
+@pytest.mark.browser
+def test_a_click_on_a_claim_opens_it(shown: Shown, page: Page) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(f"{shown.address}/evidence?part=claims")
+    wait_until_drawn(page)
+    table = page.locator("[data-testid=stDataFrame]").first
+    box = table.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + 18, box["y"] + 35 * 3.5)  # the box before the third row, below the headings
+    third = display_table(pd.read_parquet(ROOT / "docs" / "results" / "ledger" / "claims.parquet"))["id"].iloc[2]
+    page.wait_for_url(re.compile(f"claim={third}"), timeout=30_000)
+    expect(page.get_by_text("what the claim says; rule")).to_be_visible()
 
 
 @pytest.mark.browser

@@ -325,6 +325,26 @@ def test_answers_of_both_models(explorer: AppTest, mllm: MLLM) -> None:
     assert explorer.selectbox(key="i").value == explorer.selectbox(key="i").options[4]
 
 
+def test_the_model_on_the_right_can_be_left_out_and_the_two_exchanged(explorer: AppTest) -> None:
+    def shown() -> list[str]:
+        return re.findall(r"(baseline|viral): \*\*", text_of(explorer))
+
+    assert shown() == ["baseline", "viral"]
+    explorer.button_group(key="right").set_value("(none)").run()
+    assert shown() == ["baseline"]
+    assert explorer.query_params["right"] == "(none)"
+    explorer.selectbox(key="left").set_value("viral").run()
+    assert shown()[0] == "viral"
+    assert "baseline" in explorer.button_group(key="right").options
+
+
+def test_an_answer_is_cut_at_the_models_own_length(mllm: MLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = mllm.model.generation_config
+    for own, expected in ((None, engine.ANSWER), (7, 7), (engine.LONGEST + 1, engine.LONGEST)):
+        monkeypatch.setattr(settings, "max_new_tokens", own)
+        assert engine._longest(mllm) == expected
+
+
 def test_what_the_viewer_shows_is_saved_for_a_paper(explorer: AppTest) -> None:
     explorer.button(key="save-viewer").click().run()
     caption, script = (block.value for block in explorer.code[-2:])
