@@ -77,7 +77,8 @@ def accuracy_by_type(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
         marker=marker,
         hovertemplate="chance %{y:.3f}",
     )
-    figure.update_xaxes(tickvals=x, ticktext=categories, showgrid=False, range=[-0.5, len(x) - 0.5], automargin=True)
+    ticks = {"tickvals": x, "ticktext": categories, "autotickangles": [0, -30, -60, -90]}  # words end at their tick
+    figure.update_xaxes(**ticks, showgrid=False, range=[-0.5, len(x) - 0.5], automargin=True)
     figure.update_yaxes(range=[0, 1.03])
     return figure
 
