@@ -99,7 +99,7 @@ class Config(PromptOptions):
 def run(config: Config, context: Context) -> Result:
     """Ask every question with its image, and blind."""
     data = context.data
-    asking = ask(config, context.mllm, data, types=config.types)
+    asking = ask(config, context.mllm, data, types=config.types, generated=config.decoding != "likelihood")
     check_scorer(config, asking)
     decoding = Decoding(config.decoding, config.max_new_tokens, config.temperature, config.draws, config.seed)
     tables, left_out = [], list(asking.left_out)
@@ -136,7 +136,7 @@ def check_scorer(config: Config, asking: Asking) -> None:
         return
     if config.decoding == "likelihood":
         raise UnknownNameError("scorer of answers by likelihood", config.scorer, [ALL_SCORERS, *BY_LIKELIHOOD])
-    asking.check_scorer(config.scorer)
+    asking.check_scorer(config.scorer, besides=[ALL_SCORERS])
 
 
 def _answers(

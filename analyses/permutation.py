@@ -215,13 +215,14 @@ def _asking(config: Config, context: Context) -> Asking:
         DataError: fewer than two images have questions.
         UnknownNameError: the benchmark has no such scorer.
     """
-    asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
+    generated = config.answers == "generated"
+    asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions, generated=generated)
     if len(asking.scenes) < 2:
         raise DataError(
             f"{len(asking.scenes)} image with questions: expected at least 2, since tokens of another image are a"
             " control"
         )
-    if config.answers == "generated":
+    if generated:
         asking.check_scorer(config.scorer)
     return asking
 

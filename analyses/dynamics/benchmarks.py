@@ -69,7 +69,7 @@ def benchmarks_of(config: Config, context: Context) -> list[Benchmark]:
     """
     benchmarks = []
     for data in config.benchmark_data.values():
-        asking = ask(config, context.mllm, data)
+        asking = ask(config, context.mllm, data, generated=config.decoding != "likelihood")
         first = next(iter(asking.originals.values()))
         known = ["sum", "mean"] if config.decoding == "likelihood" else list(scorers_of(asking.benchmark, first))
         if config.scorer not in known:

@@ -17,8 +17,9 @@ from workbench.benchmarks.scorers import scorers_of
 from workbench.data import Dataset
 from workbench.data.base import Sample
 from workbench.data.benchmark_rows import BenchmarkDataset
-from workbench.errors import UnknownNameError
+from workbench.errors import DataError, UnknownNameError
 from workbench.mllm.texts import ModelTexts
+from workbench.scoring.options import options_alike
 from workbench.scoring.questions import questions_of
 
 PUNCTUATION = ".,:;?!'\"()"
@@ -55,7 +56,7 @@ class Asking:
         style: the prompt, one of `prompts.STYLES`.
         scenes: the questions as the data set has them, by image.
         texts: the benchmark's own text of each question, by id.
-        left_out: a sentence about prompts with words that the model does not know.
+        left_out: sentences about what is not asked, and about words that the model does not know.
     """
 
     benchmark: str
@@ -96,13 +97,17 @@ class Asking:
             every.append(replace(self, scenes=[scene for scene in scenes if scene], texts={}))
         return every
 
-    def check_scorer(self, name: str) -> None:
+    def check_scorer(self, name: str, *, besides: Sequence[str] = ()) -> None:
         """Check that the benchmark has a scorer.
+
+        Args:
+            name: the scorer.
+            besides: names that the caller takes too.
 
         Raises:
             UnknownNameError: it has none of that name.
         """
-        known = scorers_of(self.benchmark, self.scenes[0][0])
+        known = [*besides, *scorers_of(self.benchmark, self.scenes[0][0])]
         if name not in known:
             raise UnknownNameError("scorer", name, known)
 
@@ -125,18 +130,29 @@ def _rotated(sample: Sample, by: int) -> Sample:
     return replace(sample, options=sample.options[by:] + sample.options[:by])
 
 
-def ask(config: PromptOptions, model: ModelTexts, data: Dataset, *, types: Sequence[str] = (), each: int = 0) -> Asking:
+def ask(
+    config: PromptOptions,
+    model: ModelTexts,
+    data: Dataset,
+    *,
+    types: Sequence[str] = (),
+    each: int = 0,
+    generated: bool = False,
+) -> Asking:
     """Choose the questions to ask, and how.
+
+    Where the options are to be scored, a question with two options that have the same tokens is left out.
 
     Args:
         config: the wording.
         model: who is asked.
         data: whose questions.
         types, each: which questions, as in `scoring.questions.questions_of`.
+        generated: whether the model writes its answers, instead of scoring the options.
 
     Raises:
         ConfigError: the benchmark has no prompt of that style.
-        DataError: no question has options and an answer.
+        DataError: no question has options and an answer, or the model cannot tell the options of any question apart.
         UnknownNameError: a type that no question with options has.
     """
     scenes = questions_of(data.scenes, types=types, each=each)
@@ -152,18 +168,39 @@ def ask(config: PromptOptions, model: ModelTexts, data: Dataset, *, types: Seque
                 " questions are asked plain"
             )
             asking = plain
+    if not generated:
+        asking, of_tokens = _told_apart(model, asking)
+        left_out += of_tokens
     strange = _strange_words(model, asking)
     if unscored := sum(sample.answer not in sample.options for sample in data):
         left_out.append(f"{unscored} of {len(data)} questions have no options with the answer among them: not asked")
     if strange:
         words = ", ".join(dict.fromkeys(word for of_question in strange for word in of_question))
         left_out.append(
-            f"{len(strange)} of {sum(map(len, scenes))} questions have words that {model.name} does not know, such as"
+            f"{len(strange)} of {len(asking.originals)} questions have words that {model.name} does not know, such as"
             f" {words[:100]}"
         )
     for sentence in left_out:
         log.warning("%s", sentence)
     return replace(asking, left_out=left_out)
+
+
+def _told_apart(model: ModelTexts, asking: Asking) -> tuple[Asking, list[str]]:
+    """Return the questions without those with two options of the same tokens, and a sentence about these if any."""
+    alike = {options: options_alike(model, options) for scene in asking.worded for options in _options(scene)}
+    of = {sample.id: alike[sample.options] for scene in asking.worded for sample in scene}
+    if not (some := next(filter(None, of.values()), None)):
+        return asking, []
+    count = f"{sum(map(bool, of.values()))} of {len(of)} questions"
+    words = f"have two options with the same tokens in {model.name}, such as {some[0]!r} and {some[1]!r}"
+    scenes = [[sample for sample in scene if of[sample.id] is None] for scene in asking.scenes]
+    if not any(scenes):
+        raise DataError(f"{count} {words}: expected options that the model can tell apart")
+    return replace(asking, scenes=[scene for scene in scenes if scene]), [f"{count} {words}: not asked"]
+
+
+def _options(scene: Sequence[Sample]) -> set[tuple[str, ...]]:
+    return {sample.options for sample in scene}
 
 
 def _added_words(model: ModelTexts, asking: Asking, plain: Asking) -> list[str]:

@@ -19,6 +19,7 @@ from workbench.data.base import Sample
 from workbench.errors import DataError
 from workbench.mllm.base import MLLM
 from workbench.mllm.conversation import end_tokens
+from workbench.mllm.texts import ModelTexts
 
 Tokens = tuple[int, ...]
 END = -1  # stands for the end of an answer, whichever token the model ends it with
@@ -110,19 +111,29 @@ class Options:
                     yield row_of[question, beginning], position, token, question, number
 
 
+def options_alike(model: ModelTexts, options: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first two options of a question that have the same tokens, so that no model can choose; else None."""
+    first: dict[Tokens, str] = {}
+    for option in options:
+        tokens = tuple(model.answer_ids(option))
+        if tokens in first:
+            return first[tokens], option
+        first[tokens] = option
+    return None
+
+
 def _tokens(mllm: MLLM, options: tuple[str, ...]) -> list[Tokens]:
     """Return the tokens of each option of a question, with the end of the answer where that is needed.
 
     Raises:
         DataError: two options have the same tokens.
     """
+    if alike := options_alike(mllm, options):
+        raise DataError(
+            f"the options {' and '.join(alike)} of a question have the same tokens in {mllm.name}: expected options"
+            " that the model can tell apart"
+        )
     tokens = [tuple(mllm.answer_ids(option)) for option in options]
-    for number, option in enumerate(tokens):
-        if option in tokens[:number]:
-            raise DataError(
-                f"the options {options[tokens.index(option)]} and {options[number]} of a question have the same tokens"
-                f" in {mllm.name}: expected options that the model can tell apart"
-            )
     if any(a != b and b[: len(a)] == a for a in tokens for b in tokens):
         return [(*option, END) for option in tokens]
     return tokens

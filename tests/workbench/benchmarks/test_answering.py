@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tokenizers import AddedToken
 
+from analyses.benchmark import Config, check_scorer
 from tests.tiny import build
 from workbench.analysis.chunks import Chunk
 from workbench.benchmarks.answering import Decoding, answer_chunk
@@ -21,7 +22,7 @@ from workbench.benchmarks.prompts import ONE_WORD
 from workbench.benchmarks.tables import judged
 from workbench.data import Dataset, Sample
 from workbench.data.benchmark_rows import BenchmarkDataset
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, DataError, UnknownNameError
 from workbench.mllm import MLLM
 from workbench.scoring.quiz import Quiz
 from workbench.scoring.sampling import Sampler
@@ -57,7 +58,8 @@ def answers(mllm: MLLM, asking: Asking, decoding: Decoding, size: int = 4, **mor
 
 def test_options_are_what_the_prompt_asks_for(mllm: MLLM) -> None:
     def options(name: str, style: Any, samples: list[Sample]) -> tuple[Any, ...]:
-        worded = ask(PromptOptions(prompt=style), mllm, benchmark(name, samples)).worded[0][1]
+        asking = ask(PromptOptions(prompt=style), mllm, benchmark(name, samples), generated=True)
+        worded = asking.worded[0][1]
         return worded.options, worded.answer
 
     yes_no = questions(("yes", "no"))
@@ -72,7 +74,7 @@ def test_a_model_is_asked_in_words_that_it_knows(mllm: MLLM) -> None:
     assert plain.style == "plain"  # it knows no word of LLaVA's prompt
     (sentence,) = plain.left_out
     assert sentence.startswith("prompt llava has words that ") and "does not know, such as Answer" in sentence
-    forced = ask(PromptOptions(prompt="llava"), mllm, benchmark("pope", questions(("yes", "no"))))
+    forced = ask(PromptOptions(prompt="llava"), mllm, benchmark("pope", questions(("yes", "no"))), generated=True)
     assert forced.style == "llava"
     (sentence,) = forced.left_out
     assert sentence.startswith("6 of 6 questions have words that") and "Answer" in sentence
@@ -83,6 +85,27 @@ def test_a_model_is_asked_in_words_that_it_knows(mllm: MLLM) -> None:
     assert left_out.startswith("1 of 7 questions have no options with the answer among them")
     with pytest.raises(ConfigError, match="prompt is lmms, which a data set that is no benchmark does not have"):
         ask(PromptOptions(prompt="lmms"), mllm, Dataset("plain", questions(), "x"))
+
+
+def test_questions_whose_options_the_model_cannot_tell_apart_are_counted_and_not_asked(mllm: MLLM) -> None:
+    twice = Sample("6", "3", lambda: picture(3), "is this red ?", "yes", ("yes", "no", "yes"))
+    unknown = Sample("7", "3", lambda: picture(3), "is this red ?", "yes", ("yes", "zebra", "lion"))
+    data = Dataset("odd", [*questions(), twice, unknown], "odd")
+    asking = ask(PromptOptions(), mllm, data)
+    assert list(asking.originals) == [str(n) for n in range(6)]
+    (first,) = asking.left_out
+    assert first.startswith("2 of 8 questions have two options with the same tokens in")
+    assert first.endswith("such as 'yes' and 'yes': not asked")
+    assert len(answers(mllm, asking, Decoding("likelihood"))) == 6
+    assert len(ask(PromptOptions(), mllm, data, generated=True).originals) == 8
+    with pytest.raises(DataError, match=r"6 of 6 questions have two options with the same tokens in .*'Yes' and 'No'"):
+        ask(PromptOptions(prompt="llava"), mllm, benchmark("pope", questions(("yes", "no"))))
+
+
+def test_a_typo_in_a_scorer_names_all_that_can_be_chosen(mllm: MLLM) -> None:
+    asking = ask(PromptOptions(), mllm, benchmark("pope", questions(("yes", "no"))), generated=True)
+    with pytest.raises(UnknownNameError, match=r"'al'.*official.*did you mean 'all'"):
+        check_scorer(Config(data="pope:x", scorer="al"), asking)
 
 
 def test_unknown_words_of_the_data_alone_do_not_change_the_prompt(mllm: MLLM) -> None:
@@ -105,7 +128,7 @@ def test_unknown_words_of_the_data_alone_do_not_change_the_prompt(mllm: MLLM) ->
 
 def test_rotated_questions_have_each_option_at_each_place(mllm: MLLM) -> None:
     two = Sample("6", "3", lambda: picture(3), "is this red ?", "yes", ("yes", "no"))
-    asking = ask(PromptOptions(prompt="llava"), mllm, benchmark("mmstar", [*questions(), two]))
+    asking = ask(PromptOptions(prompt="llava"), mllm, benchmark("mmstar", [*questions(), two]), generated=True)
     versions = asking.rotated()
     assert [len(version.originals) for version in versions] == [7, 7, 6]  # the last question has two options
     assert [version.originals["0"].options[0] for version in versions] == ["red cat", "blue dog", "one"]
