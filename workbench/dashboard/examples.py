@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from workbench.dashboard import live
 from workbench.dashboard.lasso import chosen_by_lasso
 from workbench.dashboard.site import Site, cached, choice, complain, plain, write_address
 from workbench.dashboard.stories import stamp
 from workbench.dashboard.thumbnails import samples_of, thumbnail_of
+from workbench.errors import RunError
 from workbench.overview.answers import Answered, answered, image_numbers, measures_with_images
 from workbench.overview.differences import Pair
 from workbench.overview.measures import MEASURES
@@ -37,7 +39,13 @@ def page(site: Site) -> None:
     if site.pair is None:
         st.info("Choose two models above. Each needs the answers that `python -m trainer` stores when it finishes.")
         return
-    data = _answered(site.pair, stamp(site, site.pair.keys))
+    try:
+        data = _answered(site.pair, stamp(site, site.pair.keys))
+    except RunError as error:
+        if not live.unfinished(site):
+            raise
+        st.info(f"Nothing to compare yet: {plain(error)}.")
+        return
     for sentence in data.left_out:
         st.caption(f"{plain(sentence)}")
     first, second = data.pair.names

@@ -46,7 +46,7 @@ def page(site: Site) -> None:
             _cards(site, story, running)
         st.markdown(f"**{plain(story.finding)}** {plain(story.caveat)}")
         for sentence in story.left_out:
-            st.caption(plain(sentence[:1].upper() + sentence[1:]))
+            st.caption(plain(sentence))
         _unusable(site)
         if live.unfinished(site):
             training_curves(site, site.chosen, few=True)

@@ -251,6 +251,14 @@ def test_examples_filters_sorts_and_exports(two: Path, monkeypatch: pytest.Monke
     assert "No question is left" in text_of(app)
 
 
+def test_examples_of_a_model_in_training_are_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path, "baseline", right=share(0.5))
+    train(tmp_path, "viral", right=share(0.9), aligned=True, finished=False)
+    app = open_page("examples", tmp_path, monkeypatch)
+    assert not app.error
+    assert app.info[0].value.replace("\\", "").startswith("Nothing to compare yet: the answers of baseline and viral")
+
+
 def test_examples_steps_through_the_questions_and_a_link_names_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
