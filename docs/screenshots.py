@@ -29,6 +29,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 PAGES = {"home": "", "models": "models", "layers": "layers", "examples": "examples", "explorer": "explorer"}
 PAGES |= {"model": "models?one=viral"}
+PAGES |= {f"explorer-{view}": f"explorer?view={view}" for view in ("maps", "umap", "attention", "words")}
 PAGES |= {f"evidence-{part}": f"evidence?part={part}" for part in ("claims", "runs", "new", "report")}
 SCENES = ("stored", "many", "empty", "running", "damaged")
 FIRST, SECOND = "baseline", "viral"  # the models of the demo
@@ -72,8 +73,6 @@ def _take(browser: Browser, address: str, options: argparse.Namespace, scene: st
         for width in options.widths:
             page = browser.new_page(color_scheme=theme, device_scale_factor=1)
             for name in options.pages:
-                if name == "explorer" and scene != "stored":
-                    continue  # there are no weights in the other scenes
                 path, _, query = PAGES[name].partition("?")
                 page.set_viewport_size({"width": WIDTHS[width], "height": HEIGHT})
                 page.goto(f"{address}/{path}?{'&'.join(filter(None, (query, chosen)))}")

@@ -57,6 +57,8 @@ details { margin: .6rem 0 }
 summary { cursor: pointer; color: var(--quiet) }
 nav ul { padding-left: 1.2rem; margin: .3rem 0 }
 .quiet { color: var(--quiet) } .warn { color: var(--warn) }
+body { counter-reset: figure }
+.number::before { counter-increment: figure; content: "Figure " counter(figure) }
 .scroll { overflow: auto; max-height: 32rem; border: 1px solid var(--line); border-radius: 6px }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
@@ -101,7 +103,7 @@ def figure_page(target: Path, title: str, facts: Mapping[str, str], figure: Figu
 
 
 def html_figure(figure: Figure, name: str) -> str:
-    """Return a figure as a part of a page of `document`; it has no button that uploads data.
+    """Return a figure with its number as a part of a page of `document`; it has no button that uploads data.
 
     Args:
         name: id of the figure in its page.
@@ -110,6 +112,7 @@ def html_figure(figure: Figure, name: str) -> str:
     height = figure.layout.height or 450
     return (
         f'<div id="{escape(name)}" class="plotly-graph-div" style="height: {height}px"></div>\n'
+        '<p class="quiet number"></p>\n'
         f'<script type="application/json" data-figure="{escape(name)}">{content}</script>\n'
     )
 

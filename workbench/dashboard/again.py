@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -13,7 +14,8 @@ from workbench.capture.edit import Site as Place
 from workbench.changing import Change, Reply
 from workbench.dashboard.asking import Asked
 from workbench.dashboard.engine import Engine, asked_again
-from workbench.dashboard.site import cached, plain
+from workbench.dashboard.site import cached, choice, plain, write_address
+from workbench.data.base import content_hash
 from workbench.errors import WorkbenchError
 from workbench.looking import Look
 from workbench.mllm.family import WHOLE, Box
@@ -43,23 +45,24 @@ def draw(engines: Mapping[str, Engine], seen: Mapping[str, Look], asked: Asked, 
     """
     st.subheader("What if something were not there?")
     left, middle, right = st.columns([4, 3, 1], vertical_alignment="bottom")
-    kind = left.selectbox("Change", list(CHANGES), format_func=CHANGES.__getitem__, key="change")
+    with left:
+        kind = choice("change", list(CHANGES), "paint", "Change", listed=True, format_func=CHANGES.__getitem__)
     layers = min(len(one.hidden) for one in seen.values()) - 1
     layer = int(chosen["l"]) if chosen.get("l", "").isdigit() else 0
     sites = {"encoder": "before the projector", "projector": "after the projector (layer 0)"}
     sites |= {"layer": f"after layer {min(max(1, layer), layers)}, that of the slider"}
-    place = middle.selectbox(
-        "Where", list(sites), format_func=sites.__getitem__, key="change-at", disabled=kind == "paint"
-    )
+    with middle:
+        more: dict[str, Any] = {"format_func": sites.__getitem__, "disabled": kind == "paint"}
+        place = choice("change-at", list(sites), "encoder", "Where", listed=True, **more)
     at: Place = min(max(1, layer), layers) if place == "layer" else place  # type: ignore[assignment]
     first = next(iter(seen.values()))
     box = WHOLE if kind in ("permute", "all") else region_of(chosen.get("p", ""), first)
     change = Change("mean" if kind == "all" else kind, box, at)  # type: ignore[arg-type]
-    about = (asked.pixels, asked.key, change, tuple(engines))
-    if right.button("Ask again", type="primary", key="ask-again", width="stretch"):
-        st.session_state["again"] = about
+    about = content_hash(asked.pixels, asked.key, change, *engines)[:8]
+    pressed = right.button("Ask again", type="primary", key="ask-again", width="stretch")
     st.caption(f"{MEANS[kind]} Drag over the image to frame a region.")
-    if st.session_state.get("again") != about:
+    write_address("again", [about], shown=pressed or st.query_params.get("again") == about)
+    if "again" not in st.query_params:
         return
     table: dict[str, dict[str, str]] = {}
     for key, model in engines.items():

@@ -8,7 +8,7 @@ import streamlit as st
 
 from workbench.claims.shown import EXPLAINED, TITLE, count_verdicts, display_table, newest
 from workbench.claims.verdicts import VERDICTS
-from workbench.dashboard.site import Site, choice, plain
+from workbench.dashboard.site import Site, choice, choices, plain
 
 EMPTY = "No ledger is stored yet. Run `python -m analyses.claims --runs runs/data_efficiency`."
 
@@ -23,7 +23,7 @@ def page(site: Site) -> None:
     table, numbers = run.tables["claims"], run.tables["numbers"]
     st.write(f"{count_verdicts(table)}. {EXPLAINED}")
     present = [name for name in VERDICTS if name in set(table["verdict"])]
-    wanted = st.multiselect("Verdicts", present, default=present, key="verdict", bind="query-params")
+    wanted = choices("verdict", present, present, "Verdicts")
     displayed = display_table(table[table["verdict"].isin(wanted)])
     st.dataframe(
         displayed,

@@ -13,7 +13,8 @@ import streamlit as st
 
 from workbench.dashboard import claims
 from workbench.dashboard.new_run import job_queue, new_run, start_button
-from workbench.dashboard.site import Site, choice, plain, unusable
+from workbench.dashboard.rows import chosen_rows
+from workbench.dashboard.site import Site, choice, choices, plain, unusable
 from workbench.overview.differences import Pair
 from workbench.overview.report import selection_report
 from workbench.overview.stored import StoredRun, options_text
@@ -42,24 +43,17 @@ def _runs(site: Site) -> None:
     table = pd.DataFrame([_row(run) for run in site.stored.runs])
     left, right = st.columns(2)
     names = sorted(table["analysis"].unique())
-    kinds = left.multiselect("Analyses", names, key="kind", bind="query-params", placeholder="all")
+    with left:
+        kinds = choices("kind", names, [], "Analyses", placeholder="all")
     only = right.toggle("Only of the chosen models", key="only", bind="query-params")
     shown = table[table["analysis"].isin(kinds)] if kinds else table
     shown = shown[shown["model"].isin(site.chosen)] if only else shown
-    event = st.dataframe(
-        shown.drop(columns="command"),
-        hide_index=True,
-        width="stretch",
-        on_select="rerun",
-        selection_mode="multi-row",
-        key="stored-runs",
-    )
-    chosen = event["selection"]["rows"]
+    chosen = chosen_rows(shown.drop(columns="command"), shown["key"].tolist(), "run", table["key"].tolist())
     st.caption("Choose rows to see their commands, hashes and versions.")
     records = {run.key: run.record for run in site.stored.runs}
-    for place in chosen:
-        st.code(shown["command"].iloc[place], language="bash", wrap_lines=True)
-        st.caption(plain(_made_with(records[shown["key"].iloc[place]])))
+    for key in chosen:
+        st.code(shlex.join(records[key].get("argv", [])), language="bash", wrap_lines=True)
+        st.caption(plain(_made_with(records[key])))
     st.download_button("Table as CSV", shown.to_csv(index=False), "runs.csv", "text/csv")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,15 @@ import streamlit as st
 
 from workbench.dashboard import live
 from workbench.dashboard.lasso import chosen_by_lasso
-from workbench.dashboard.site import Site, cached, choice, complain, plain, write_address
+from workbench.dashboard.site import Site, cached, choice, choices, complain, plain, write_address
 from workbench.dashboard.stories import stamp
 from workbench.dashboard.thumbnails import samples_of, thumbnail_of
+from workbench.data.base import content_hash
 from workbench.errors import RunError
-from workbench.overview.answers import Answered, answered, image_numbers, measures_with_images
+from workbench.overview.answers import Answered, answered, image_numbers, runs_about
 from workbench.overview.differences import Pair
 from workbench.overview.measures import MEASURES
-from workbench.overview.stored import Stored
+from workbench.overview.stored import Stored, StoredRun
 
 ROWS = 50  # on a page
 OUTCOMES = {
@@ -116,25 +118,30 @@ def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataF
     names = {key: text.format(first=first, second=second) for key, text in OUTCOMES.items()}
     outcome = choice("outcome", list(names), "all", "Outcome", format_func=names.__getitem__)
     left, middle, right = st.columns(3)
-    types = left.multiselect(
-        "Question types", sorted(table["category"].unique()), key="types", bind="query-params", placeholder="all"
-    )
+    with left:
+        types = choices("types", sorted(table["category"].unique()), [], "Question types", placeholder="all")
     of_image = _objects(data.pair.first[0].test_data)
     names_of_objects = sorted({name for objects in of_image.values() for name in objects})
-    objects = middle.multiselect(
-        "Objects in the image", names_of_objects, key="objects", bind="query-params", placeholder="any"
-    )
+    with middle:
+        objects = choices("objects", names_of_objects, [], "Objects in the image", placeholder="any")
     text = right.text_input("Words in question or answer", key="text", bind="query-params", placeholder="such as red")
     table = _with_number(site, data, table)
     sortable = [name for name in (BY_P, BY_SHARE) if name in table]
-    measures = measures_with_images(site.stored, data.pair.keys)
-    titles = {measure.title.format(series="a VFM"): key for key, measure in measures.items()}
+    runs = _runs(data, site.stored, stamp(site, data.pair.keys))
+    titles = {m.title.format(series="a VFM"): key for key, m in MEASURES.items() if runs.get(m.analysis)}
     left, middle, right = st.columns([3, 2, 2], vertical_alignment="bottom")
     with left:
         by = choice("sort", [*sortable, *titles], sortable[0], "Sort by", listed=True)
     if by in titles:
-        table = _with_measure(site, data, table, titles[by], middle, by)
+        of_measure = runs[MEASURES[titles[by]].analysis]
+        table = _with_measure(site, data, table, titles[by], of_measure, middle, by)
     descending = right.toggle("Largest first", value=True, key="down", bind="query-params")
+    if others := [name for name, of in runs.items() if not of]:
+        models = [str(site.root / key) for key in data.pair.keys]
+        words = ["python", "-m", "analyses.all", "--model", *models, "--data", data.pair.first[0].test_data]
+        st.caption(
+            f"Not to sort by, since of other images: {plain(', '.join(others))}. Of these images: `{shlex.join(words)}`"
+        )
     shown = table[_passes(table, outcome)]
     if types:
         shown = shown[shown["category"].isin(types)]
@@ -163,28 +170,38 @@ def _with_number(site: Site, data: Answered, table: pd.DataFrame) -> pd.DataFram
 
 
 def _with_measure(
-    site: Site, data: Answered, table: pd.DataFrame, key: str, column: st.delta_generator.DeltaGenerator, by: str
+    site: Site,
+    data: Answered,
+    table: pd.DataFrame,
+    key: str,
+    runs: Sequence[StoredRun],
+    column: st.delta_generator.DeltaGenerator,
+    by: str,
 ) -> pd.DataFrame:
     """Return the table with the difference of a measure of its image as the column `by`."""
-    runs = site.stored.of(MEASURES[key].analysis, data.pair.keys)[0]
     layers = [MEAN, *map(str, sorted(set(MEASURES[key].select(runs[0])["layer"].astype(int))))]
-    layer = column.selectbox("Layer", layers, key="el", bind="query-params")
-    numbers = _numbers(key, site.stored, data.pair, stamp(site, data.pair.keys), layer)
+    with column:
+        layer = choice("el", layers, MEAN, "Layer", listed=True)
+    numbers = _numbers(key, stamp(site, data.pair.keys), layer, data.pair, runs)
     series = list(dict.fromkeys(numbers["series"]))
     if len(series) > 1:
         with column:
             picked = choice("es", series, series[0], "Compared with", listed=True)
         numbers = numbers[numbers["series"] == picked]
-    if numbers["image_id"].isin(table["image_id"]).sum() == 0:
-        st.caption(
-            plain(f"The analysis was run on other images ({runs[0].record.get('data')}) than the questions are about.")
-        )
     return table.assign(**{by: table["image_id"].map(numbers.set_index("image_id")["difference"])})
 
 
 @cached
-def _numbers(key: str, _stored: Stored, _pair: Pair, stamps: tuple[object, ...], layer: str) -> pd.DataFrame:
-    return image_numbers(MEASURES[key], _stored, _pair, None if layer == MEAN else int(layer))
+def _runs(_data: Answered, _stored: Stored, stamps: tuple[object, ...]) -> dict[str, list[StoredRun]]:
+    """Return {analysis: its runs about images of the questions, none if all are about others}."""
+    images, keys = frozenset(_data.table["image_id"]), _data.pair.keys
+    analyses = dict.fromkeys(measure.analysis for measure in MEASURES.values())
+    return {name: runs_about(images, _stored, name, keys) for name in analyses if _stored.of(name, keys)}
+
+
+@cached
+def _numbers(key: str, stamps: tuple[object, ...], layer: str, _pair: Pair, _runs: Sequence[StoredRun]) -> pd.DataFrame:
+    return image_numbers(MEASURES[key], _pair, _runs, None if layer == MEAN else int(layer))
 
 
 def _passes(table: pd.DataFrame, outcome: str) -> pd.Series:
@@ -233,6 +250,7 @@ def _rows(site: Site, data: Answered, shown: pd.DataFrame, spec: str, by: str) -
     write_address("q", [ids[place]], shown=place > 0)
     st.caption(f"{len(ids):,} questions; {start + 1} to {start + len(rows)} are shown.")
     left, right = st.columns([3, 1], gap="medium")
+    table = f"questions-{content_hash(*rows['id'])}"  # the numbers of chosen rows are of these rows alone
     left.dataframe(
         _view(rows, spec, by, place - start),
         hide_index=True,
@@ -240,8 +258,8 @@ def _rows(site: Site, data: Answered, shown: pd.DataFrame, spec: str, by: str) -
         row_height=56,
         height=620,
         column_config=_columns(data, by),
-        key=f"questions-{number}",
-        on_select=partial(_pick, f"questions-{number}", rows["id"].tolist()),
+        key=table,
+        on_select=partial(_pick, table, rows["id"].tolist()),
         selection_mode="single-row",
     )
     with right:

@@ -206,7 +206,9 @@ def _inside(site: Site, ready: Mapping[str, tuple[Engine, Look]], asked: Asked, 
     """Draw the viewer, keep what is chosen in it in the address, and let the question be asked again."""
     chosen = dict((st.session_state.get(VIEWER) or {}).get("chosen") or {})
     if not chosen:  # just opened
-        st.session_state["viewer-start"] = {
+        count = max(len(one.hidden) for _, one in ready.values())
+        of_layers = [name for name in st.session_state.get("l-address", ()) if name.isdigit() and int(name) < count]
+        st.session_state["viewer-start"] = dict(zip("l", of_layers, strict=False)) | {
             name: st.query_params[name] for name in viewer.STATE if name in st.query_params
         }
     start = st.session_state.get("viewer-start", {})
@@ -224,6 +226,7 @@ def _inside(site: Site, ready: Mapping[str, tuple[Engine, Look]], asked: Asked, 
     state = {name: str(result[name]) for name in viewer.STATE if name in result}
     if any(st.query_params.get(name) != value for name, value in state.items()):
         st.query_params.update(state)
+        st.session_state["l-address"] = [state["l"]]  # Layers shows the same one
     now = _current(start | state, seen, layer)
     _save(site, now, seen, asked, vfm)
     engines = {name: model for name, (model, _) in ready.items()}

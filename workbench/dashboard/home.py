@@ -21,6 +21,7 @@ SCORED = ["accuracy", "low", "high", "difference", "d_low", "d_high", "p_holm", 
 TOP = 4  # rows of it that are seen at once
 LOWEST = 215  # pixels, height of a chart
 
+SEEDS = " The runs of six seeds: `docs/results/data_efficiency.md`."
 EMPTY = """Nothing is stored in `{}` yet.
 
 `make demo` (or `viral demo`) trains a baseline and a VIRAL model, runs every analysis on both, and takes about six
@@ -44,7 +45,8 @@ def page(site: Site) -> None:
             _table(site)
         else:
             _cards(site, story, running)
-        st.markdown(f"**{plain(story.finding)}** {plain(story.caveat)}")
+        seeds = SEEDS if live.is_demo() and len(story.pair.shared) == 1 else ""
+        st.markdown(f"**{plain(story.finding)}** {plain(story.caveat)}{seeds}")
         for sentence in story.left_out:
             st.caption(plain(sentence))
         _unusable(site)

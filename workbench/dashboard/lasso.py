@@ -73,13 +73,9 @@ def _areas() -> list[Corners]:
     named = st.query_params.get_all(AREA)
     wrong = [text for text in named if not re.fullmatch(rf"{CORNER}(?:_{CORNER}){{2,}}", text)]
     if wrong:
-        complain(AREA, ", ".join(wrong), "every question")
+        complain(AREA, wrong, "every question", f"the area {', '.join(wrong)}, which has no three corners")
         write_address(AREA, named := [text for text in named if text not in wrong], shown=bool(named))
     return [[(int(x), int(y)) for x, y in re.findall(r"(-?\d+)~(-?\d+)", text)] for text in named]
-
-
-def _cleared() -> None:
-    write_address(AREA, [], shown=False)
 
 
 def _drawn() -> None:
@@ -149,7 +145,5 @@ def _scatter(points: pd.DataFrame, pair: Pair, areas: Sequence[Corners]) -> figu
     figure.add_shape(type="line", x0=0, y0=0, x1=1, y1=1, line={"color": figures.GRAY, "dash": "dot"})
     for corners in areas:
         path = "L".join(f"{x / 1000},{y / 1000}" for x, y in corners)
-        figure.add_shape(
-            type="path", path=f"M{path}Z", line={"color": figures.GRAY, "width": 1}, fillcolor="rgba(128,128,128,.15)"
-        )
+        figure.add_shape(type="path", path=f"M{path}Z", line={"color": figures.GRAY, "width": 1}, fillcolor=FILL)
     return figure

@@ -81,7 +81,7 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
         picked = "It was picked from all cells below, so it is likely to be smaller in new data."
         st.markdown(f"{plain(sentence)} :gray[{picked}]")
     names = list(map(str, layers))
-    read_address("l", names, [str(default)])
+    read_address("l", names, [str(default)], words=layer_name)
     if len(table):
         with st.expander("In which layer do they differ most? All measures at once", expanded=True):
             marked = int(st.session_state["l"])

@@ -79,6 +79,11 @@ def demo(*, ended: bool = False) -> bool:
     return not ended and progress.alive
 
 
+def is_demo() -> bool:
+    """Return whether a demo made, or is making, this folder."""
+    return Progress.read(runs_root()) is not None
+
+
 def _stage_text(stage: Stage) -> str:
     if stage.state == "done":
         return f"{stage.title}: {stage.seconds:.0f} s"

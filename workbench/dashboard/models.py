@@ -15,7 +15,8 @@ from workbench.dashboard import live, one_model
 from workbench.dashboard.folders import below_root
 from workbench.dashboard.glossary import meaning
 from workbench.dashboard.papers import chart, seeds_of
-from workbench.dashboard.site import Site, cached, choice, once, plain, sweeps
+from workbench.dashboard.rows import chosen_rows
+from workbench.dashboard.site import Site, cached, choice, choices, once, plain, sweeps
 from workbench.dashboard.stories import stamp, story_of
 from workbench.errors import one_line
 from workbench.figures.caption import Caption
@@ -80,9 +81,11 @@ def _table(site: Site) -> None:
     left, middle, right, last = st.columns([2, 2, 1.4, 1], vertical_alignment="bottom")
     text = left.text_input("Find a model", key="find", bind="query-params", placeholder="part of a name or variant")
     variants = list(site.models.variants)
-    wanted = middle.multiselect("Variants", variants, key="variant", bind="query-params", placeholder="all")
+    with middle:
+        wanted = choices("variant", variants, [], "Variants", placeholder="all")
     data = list(dict.fromkeys(model.test_data for model in site.models.by_key.values() if model.test_data))
-    asked = right.multiselect("Evaluated on", data, key="evaluated", bind="query-params", placeholder="all")
+    with right:
+        asked = choices("evaluated", data, [], "Evaluated on", placeholder="all")
     by_seed = last.toggle("Group seeds", key="group", bind="query-params", help=meaning("seed"))
     rows = rows_of(site, by_seed=by_seed)
     name = "variant" if by_seed else "key"
@@ -92,20 +95,17 @@ def _table(site: Site) -> None:
     first = site.models.by_key[site.baseline].variant if by_seed else site.baseline
     shown = shown.sort_values(name, key=lambda names: names != first, kind="stable", ignore_index=True)
     alike = _alike(shown)
-    event = st.dataframe(
+    chosen = chosen_rows(
         shown.drop(columns=["why", "chance", *alike], errors="ignore"),
-        hide_index=True,
-        width="stretch",
+        shown[name].tolist(),
+        "row",
+        [*site.models.by_key, *variants],
         column_config=columns(by_seed=by_seed),
-        key=f"models-{by_seed}",
-        on_select="rerun",
-        selection_mode="multi-row",
         height=min(38 + 35 * max(1, len(shown)), 460),
     )
     st.caption(_about(shown, by_seed, alike))
     for key in [] if by_seed else shown[name][shown["why"] != ""].head(REASONS):
         st.caption(plain(f"{key}: {site.models.by_key[key].why}"))
-    chosen = [str(shown[name].iloc[row]) for row in event["selection"]["rows"]]
     keys = [model.key for each in chosen for model in site.models.variants[each]] if by_seed else chosen
     if not keys:
         st.caption("Choose rows to compare them with the baseline, or to see everything about one of them.")
@@ -222,7 +222,7 @@ def training_curves(
     st.subheader(title)
     shown: list[str] = first
     if not few:
-        shown = st.multiselect("Curves", measures, default=first, key="curves", bind="query-params")
+        shown = choices("curves", measures, first, "Curves")
     front = tuple(site.pair.keys) if site.pair is not None else ()
     many = " With so many models, the two that are compared have colors; point at a gray line for its name."
     for column, measure in zip(st.columns(max(1, min(3, len(shown)))) * len(shown), shown, strict=False):

@@ -93,7 +93,8 @@ def _question(
         _images(site, measure, layer)
     else:
         _score(site, measure, layer, differences)
-    with st.expander("What this number is, and is not; every figure and the table"):
+    drawn = st.query_params.get(f"all-{asked}") == "true"  # in a copied address
+    with st.expander("What this number is, and is not; every figure and the table", expanded=drawn):
         st.caption(plain(f"Here: {measure.explained}."))
         for paragraph in opening(measure.analysis):
             if paragraph.startswith("    "):

@@ -122,7 +122,7 @@ def choose_models(site: Site) -> None:
     site.baseline = st.session_state["b"]
     site.others = [key for key in st.session_state["m"] if key != site.baseline]
     write_address("b", [site.baseline])
-    write_address("m", st.session_state["m"])
+    write_address("m", st.session_state["m"] or [NOTHING])
     site.pairs = pairs_of(site.models, site.baseline, site.others) if site.others else []
     if site.pairs:
         names = [pair.names[1] for pair in site.pairs]
@@ -154,11 +154,12 @@ def _against(name: str) -> str:
 
 
 WIDEST = 30  # letters of a button that fit on a phone
+NOTHING = ""  # how the address says that all of several options were taken out
 
 
 def choice(key: str, options: Sequence[str], default: str, label: str, *, listed: bool = False, **more: Any) -> str:
     """Draw a choice of one of a few options, which is in the address as `key`; many make a list to open (`listed`)."""
-    read_address(key, options, [default])
+    read_address(key, options, [default], label, words=more.get("format_func", str))
     if not listed and len(options) <= 6 and sum(lengths := list(map(len, options))) < 90 and max(lengths) <= WIDEST:
         words = more.pop("format_func", str)  # the buttons of this widget read Markdown, names must not
         st.segmented_control(
@@ -171,20 +172,39 @@ def choice(key: str, options: Sequence[str], default: str, label: str, *, listed
     return chosen
 
 
-def choices(key: str, options: Sequence[str], default: Sequence[str], label: str) -> list[str]:
+def choices(key: str, options: Sequence[str], default: Sequence[str], label: str, **more: Any) -> list[str]:
     """Draw a choice of several options, which is in the address as `key`."""
-    read_address(key, options, default, several=True)
-    st.multiselect(label, options, key=key)
+    empty = "everything" if "placeholder" in more else "nothing"  # filters have a placeholder
+    read_address(key, options, default, label, several=True, empty=empty)
+    st.multiselect(label, options, key=key, **more)
     chosen = [str(name) for name in st.session_state[key]]
-    write_address(key, chosen, shown=chosen != list(default))
+    write_address(key, chosen or [NOTHING], shown=chosen != list(default))
     return chosen
 
 
-def read_address(key: str, options: Sequence[str], default: Sequence[str], *, several: bool = False) -> None:
+def read_address(
+    key: str,
+    options: Sequence[str],
+    default: Sequence[str],
+    label: str = "",
+    *,
+    several: bool = False,
+    words: Callable[[str], object] = str,
+    empty: str = "nothing",
+) -> None:
     """Set the widget `key` before it is drawn: to what a new address names, else to the user's choice.
 
     The default holds until the user chooses, and follows the folder while a demo adds models to it. (Streamlit's own
-    binding of widgets to the address loses what a link to another page names.)
+    binding of widgets to the address loses what a link to another page names, and is silent about what is not there.)
+
+    Args:
+        key: of the widget and in the address.
+        options: what can be chosen.
+        default: chosen at first.
+        label: of the widget, for what cannot be chosen.
+        several: whether more than one option can be chosen.
+        words: what an option is called on the page.
+        empty: what is shown if nothing is chosen.
     """
     state, named = st.session_state, st.query_params.get_all(key)
     value: list[str] | None = state.get(f"{key}-address")  # Streamlit forgets widgets when the page changes
@@ -192,12 +212,14 @@ def read_address(key: str, options: Sequence[str], default: Sequence[str], *, se
         value = list(state[key]) if several else [state[key]]
     if named and named != state.get(f"{key}-address"):  # opened, followed, or gone back to
         value = [name for name in named if name in options]
-        if gone := [name for name in named if name not in options]:
-            complain(key, ", ".join(gone), ", ".join(value or default))
-        value = value or list(default)
+        gone = [name for name in named if name not in options and name != NOTHING]
+        if gone or not several:
+            value = value or list(default)
+        if gone:
+            complain(key, ", ".join(gone), ", ".join(str(words(each)) for each in value) or empty, label=label)
     elif value is None or value == state.get(f"{key}-default"):
         value = list(default)
-    value = [name for name in value if name in options]
+    value = [name for name in dict.fromkeys(value) if name in options]
     state[key] = value if several else (value or list(default))[0]
     state[f"{key}-default"] = list(default)
 
@@ -212,28 +234,27 @@ def write_address(key: str, values: Sequence[str], *, shown: bool = True) -> Non
 
 
 NOBODY = "(none)"  # no model on the right of Explorer
-NAMES = {
+IN_THE_FOLDER = {
     "b": "the baseline",
     "m": "the model",
     "with": "the model",
-    "l": "layer",
-    "q": "question",
-    "i": "image",
-    "v": "VFM",
     "left": "the model",
     "right": "the model",
     "on": "the model",
     "one": "the model",
-    "data": "data set",
-    "view": "the view",
-    "area": "the area",
-    "claim": "the claim",
+    "row": "the model",
+    "run": "the run",
 }
+ELSEWHERE = {"l": "layer", "q": "question", "i": "image", "v": "VFM", "claim": "the claim", "patch": "patch"}
 
 
-def complain(key: str, named: object, shown: object, what: str = "") -> None:
+def complain(key: str, named: object, shown: object, what: str = "", label: str = "") -> None:
     """Remember that the address names something that is not here (or `what`); `complaints` says so once."""
-    what = what or f"{NAMES.get(key, key)} {named}, which is not in this folder"
+    if not what and key in IN_THE_FOLDER:
+        what = f"{IN_THE_FOLDER[key]} {named}, which is not in this folder"
+    elif not what:
+        what = f"{ELSEWHERE[key]} {named}" if key in ELSEWHERE else f"{named} under “{label}”"
+        what += ", which is not here"
     sentence = f"The link names {what}; shown is {shown}."
     st.session_state.setdefault("complaints", {})[key] = (sentence, named)
 

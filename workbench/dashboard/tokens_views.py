@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from workbench import figures
+from workbench.dashboard.again import patches_of
 from workbench.dashboard.papers import chart, save_button, seeds_of
-from workbench.dashboard.site import Site
+from workbench.dashboard.site import Site, choice, choices, complain, write_address
 from workbench.dashboard.tokens_figures import clickable, data_url, framed_patch, small_maps, token_planes
 from workbench.figures.caption import Caption
 from workbench.metrics.geometry import joint_pca_rgb, similarity_to, umap_map
@@ -21,6 +22,7 @@ from workbench.mllm.family import VisualTokens
 from workbench.runs import Run
 
 MAX_MAPS = 10  # side by side, at first
+PATCH = "patch"  # in the address: the framed patch, as row,column
 BASES = ("all layers and models", "each model", "each map")
 
 # Streamlit does not report hovering, and plotly shows no images in hover labels. This script therefore listens to the
@@ -83,13 +85,12 @@ def maps(site: Site, compared: Mapping[str, Run]) -> None:
     images = sorted(set.intersection(*(set(table["number"]) for table in tables.values())))
     names = list(dict.fromkeys(name for label in tables for name in shared[label].extra["map_representations"]))
     left, right = st.columns([1, 2], gap="large")
-    image = left.selectbox(
-        "Image",
-        images,
-        format_func=lambda n: next(iter(tables.values())).set_index("number")["image_id"][n],
-        key="image",
-    )
-    chosen = right.multiselect("Shown", names, default=_spread(names), key="shown-images")
+    numbers = {str(row["image_id"]): row["number"] for row in next(iter(tables.values())).to_dict("records")}
+    stored = [name for name, number in numbers.items() if number in images]
+    with left:
+        image = numbers[choice("image", stored, stored[0], "Image", listed=True)]
+    with right:
+        chosen = choices("shown-images", names, _spread(names), "Shown")
     if not chosen:
         st.info("Choose one or more representations.")
         return
@@ -104,9 +105,9 @@ def maps(site: Site, compared: Mapping[str, Run]) -> None:
     }
     first = next(iter(tables))
     with left:
-        clicked = _clicked_patch(shared[first].tensors[f"picture.{image}"].numpy(), places[first], image)
+        clicked = _clicked_patch(shared[first].tensors[f"picture.{image}"].numpy(), places[first])
     with right:
-        basis = st.radio("One basis for", BASES, horizontal=True, key="basis", bind="query-params")
+        basis = choice("basis", BASES, BASES[0], "One basis for")
         st.caption(_about(tokens, basis))
         own_scale = st.toggle("Each map of similarities on its own scale", key="own_scale", bind="query-params")
         st.caption(
@@ -157,24 +158,25 @@ def umap(site: Site, compared: Mapping[str, Run]) -> None:
         together = columns[2].toggle(
             "One plane for all models",
             key="together",
+            bind="query-params",
             disabled=len(widths) != 1,
             help="Takes about 20 s the first time.",
         )
     table = _joint_planes(shared) if together else _separate_planes(shared)
     varying = [c for c in ("thing", "shape", "colour", "layer", "model") if table[c].nunique() > 1]
-    choices = [*(c for c in varying if c != "model" or together), "row", "column"]
+    by_what = [*(c for c in varying if c != "model" or together), "row", "column"]
     titles = {
         "thing": "object or background",
         "shape": "object",
         "row": "position: top to bottom",
         "column": "position: left to right",
     }
-    by = columns[0].selectbox(
-        "Color by", choices, format_func=lambda c: titles.get(c, c), key="colour_by", bind="query-params"
-    )
-    layers = sorted(table["layer"].dropna().unique())
-    shown = columns[1].multiselect("Layers", layers, default=layers, format_func=lambda n: f"{n:g}", key="umap_layers")
-    table = table[table["layer"].isna() | table["layer"].isin(shown)].reset_index(drop=True)
+    with columns[0]:
+        by = choice("colour_by", by_what, by_what[0], "Color by", listed=True, format_func=lambda c: titles.get(c, c))
+    layers = [f"{layer:g}" for layer in sorted(table["layer"].dropna().unique())]
+    with columns[1]:
+        shown = choices("umap_layers", layers, layers, "Layers")
+    table = table[table["layer"].isna() | table["layer"].isin(list(map(float, shown)))].reset_index(drop=True)
     if by == "layer":
         # what is no layer (NaN), such as a VFM, is named
         table["layer"] = [
@@ -255,23 +257,31 @@ def _grid(place: VisualTokens) -> tuple[int, int]:
     return place.grid
 
 
-def _clicked_patch(pixels: np.ndarray, place: VisualTokens, image: int) -> int:
-    """Draw the image number `image`, and return the patch that was clicked last, at first the central one."""
+def _clicked_patch(pixels: np.ndarray, place: VisualTokens) -> int:
+    """Draw an image, and return the patch that was clicked last, which is in the address, at first the central one."""
     rows, columns = _grid(place)
-    key = f"cell-{image}-{rows}x{columns}"
+    key = f"click-{rows}x{columns}"
 
     def store() -> None:  # runs before the page is redrawn, so that the frame is already around the new patch
-        points = st.session_state[f"click-{key}"]["selection"]["points"]
+        points = st.session_state[key]["selection"]["points"]
         if points:  # none after a second click on a patch, which deselects it; the patch stays framed
-            st.session_state[key] = int(np.ravel(points[0]["customdata"])[0])
+            row, column = divmod(int(np.ravel(points[0]["customdata"])[0]), columns)
+            write_address(PATCH, [f"{row},{column}"])
 
-    patch = int(st.session_state.get(key, (rows // 2) * columns + columns // 2))
-    chart = clickable(pixels, place, patch)
+    central = f"{rows // 2},{columns // 2}"
+    before: list[str] = st.session_state.get(f"{PATCH}-address", [])
+    named = st.query_params.get_all(PATCH) or before or [central]
+    corners = patches_of(named[0], (rows, columns))
+    if corners is None and named != before:
+        complain(PATCH, named[0], central)
+    row, column, *_ = corners or (rows // 2, columns // 2)
+    write_address(PATCH, [f"{row},{column}"], shown=f"{row},{column}" != central)
+    patch = row * columns + column
     st.plotly_chart(
-        chart,
+        clickable(pixels, place, patch),
         width="stretch",
         config={"displayModeBar": False},
-        key=f"click-{key}",
+        key=key,
         on_select=store,
         selection_mode="points",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -13,9 +13,9 @@ import pandas as pd
 from workbench.errors import RunError
 from workbench.intervals import Interval, mean_interval, mean_test, t_test
 from workbench.overview.differences import Over, Pair, over_seeds
-from workbench.overview.measures import MEASURES, Measure, by_image
+from workbench.overview.measures import Measure, by_image
 from workbench.overview.models import Model
-from workbench.overview.stored import Stored
+from workbench.overview.stored import Stored, StoredRun
 from workbench.training_folder import EVALUATION_FILE, MEAN, read_table
 
 ASKED = ["id", "image_id", "category", "answer"]
@@ -229,10 +229,27 @@ def _answers(file: Path, changed: int) -> pd.DataFrame:
 # --- numbers of single images ---------------------------------------------------------------------
 
 
-def image_numbers(measure: Measure, stored: Stored, pair: Pair, layer: int | None = None) -> pd.DataFrame:
+@lru_cache(maxsize=1024)
+def images_of(run: StoredRun) -> frozenset[str]:
+    """Return the images of which an analysis has stored numbers."""
+    tables = [run.table(name) for name in ("per_image", "samples")]
+    return frozenset(image for table in tables if "image_id" in table for image in table["image_id"].unique())
+
+
+def runs_about(images: Collection[str], stored: Stored, analysis: str, keys: Sequence[str]) -> list[StoredRun]:
+    """Return the runs of an analysis of at least two models, with the same options, that are about some images.
+
+    Of several such lists the first one is returned (`Stored.of`), of none an empty one.
+    """
+    lists = (runs for runs in stored.of(analysis, keys) if len(runs) > 1)
+    return next((runs for runs in lists if not images_of(runs[0]).isdisjoint(images)), [])
+
+
+def image_numbers(measure: Measure, pair: Pair, runs: Sequence[StoredRun], layer: int | None = None) -> pd.DataFrame:
     """Return a measure of single images for both groups, the mean over their trainings.
 
     Args:
+        runs: those of the measure's analysis (`runs_about`).
         layer: the layer; by default the mean over layers.
 
     Returns:
@@ -242,21 +259,11 @@ def image_numbers(measure: Measure, stored: Stored, pair: Pair, layer: int | Non
     sides = []
     for side in (0, 1):
         keys = [models[side].key for models in pair.shared]
-        lists = stored.of(measure.analysis, pair.keys)
-        runs = [run for run in (lists[0] if lists else []) if run.model in keys]
-        if not runs:
+        of_side = [run for run in runs if run.model in keys]
+        if not of_side:
             return pd.DataFrame(columns=columns)
-        table = pd.concat([by_image(measure, run) for run in runs])
+        table = pd.concat([by_image(measure, run) for run in of_side])
         table = table if layer is None else table[table["layer"] == layer]
         sides.append(table.groupby(["series", "image_id"])["value"].mean())
     both = pd.concat(sides, axis=1, keys=["first", "second"], join="inner")
     return both.assign(difference=both["second"] - both["first"]).reset_index()[columns]
-
-
-def measures_with_images(stored: Stored, keys: Sequence[str]) -> dict[str, Measure]:
-    """Return the measures of single images that are stored of at least two of the models."""
-    return {
-        key: measure
-        for key, measure in MEASURES.items()
-        if (lists := stored.of(measure.analysis, keys)) and len(lists[0]) > 1
-    }

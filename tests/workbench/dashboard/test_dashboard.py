@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -251,6 +252,35 @@ def test_examples_filters_sorts_and_exports(two: Path, monkeypatch: pytest.Monke
     assert "No question is left" in text_of(app)
 
 
+def test_an_analysis_of_other_images_is_no_order_and_an_older_one_of_these_images_is(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest runs ask about other images than the questions; those before them are about half of these."""
+    for name in ("baseline", "viral"):
+        for layers, created, ids in ((1, "2026-03-01", "other"), (2, "2026-02-15", "image")):
+            values = {layer: [0.1 * i * (name == "viral") for i in range(10)] for layer in range(layers)}
+            file = cknna(two, name, values, created=created, k=layers) / "per_image.parquet"
+            table = pd.read_parquet(file)
+            table.assign(image_id=table["image_id"].str.replace("image", ids)).to_parquet(file)
+    for run in two.glob("cknna-*"):
+        if "2026-02-01" in (run / "run.json").read_text():
+            shutil.rmtree(run)
+    app = open_page("examples", two, monkeypatch, sort="CKNNA with a VFM", outcome="all")
+    table = app.dataframe[1].value
+    assert len(table) == 20  # two questions about each of ten images
+    assert table["number"].tolist() == pytest.approx([0.1 * i for i in range(9, -1, -1) for _ in range(2)])
+    assert "20 questions have no such number" in text_of(app)
+    for run in two.glob("cknna-*"):
+        if "2026-02-15" in (run / "run.json").read_text():
+            shutil.rmtree(run)
+    app = open_page("examples", two, monkeypatch, sort="CKNNA with a VFM")
+    assert len(app.dataframe[1].value) == 40
+    said = text_of(app)
+    assert "CKNNA with a VFM under “Sort by”, which is not here; shown is p of the right answer, difference." in said
+    assert "Not to sort by, since of other images: cknna. Of these images:" in said
+    assert f"--model {two}/baseline {two}/viral --data shapes:test" in said
+
+
 def test_examples_of_a_model_in_training_are_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path, "baseline", right=share(0.5))
     train(tmp_path, "viral", right=share(0.9), aligned=True, finished=False)
@@ -288,7 +318,7 @@ def test_examples_steps_through_the_questions_and_a_link_names_one(
     assert last.button(key="step-J").disabled
     gone = open_page("examples", tmp_path, monkeypatch, q="away")
     assert [w.value.replace("\\", "") for w in gone.warning] == [
-        "The link names question away, which is not in this folder; shown is q000."
+        "The link names question away, which is not here; shown is q000."
     ]
 
 
@@ -438,8 +468,44 @@ def test_a_link_that_no_longer_fits_says_so(two: Path, monkeypatch: pytest.Monke
     app.button(key="dismiss-b").click().run()
     assert len(app.warning) == 1
     layers = open_page("layers", two, monkeypatch, l="77")
-    assert "The link names layer 77, which is not in this folder; shown is 1." in text_of(layers)
+    assert "The link names layer 77, which is not here; shown is 1." in text_of(layers)
     assert open_page("home", two, monkeypatch, b="viral", m="baseline").warning.len == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "query", "sentence"),
+    [
+        ("models", {"variant": ["viral", "x"]}, "x under “Variants”, which is not here; shown is viral."),
+        ("models", {"evaluated": "x"}, "x under “Evaluated on”, which is not here; shown is everything."),
+        ("models", {"curves": "x"}, "x under “Curves”, which is not here; shown is accuracy, mean of types, loss on"),
+        ("models", {"row": "x"}, "the model x, which is not in this folder; shown is the table."),
+        ("layers", {"m-like": "x"}, "x under “Measure”, which is not here; shown is CKNNA with a VFM."),
+        ("examples", {"types": "x"}, "x under “Question types”, which is not here; shown is everything."),
+        ("examples", {"outcome": "x"}, "x under “Outcome”, which is not here; shown is all questions."),
+        ("examples", {"sort": "CKNNA with a VFM", "el": "9"}, "9 under “Layer”, which is not here; shown is mean of"),
+        ("examples", {"lasso": "true", "area": "1~2"}, "the area 1~2, which has no three corners; shown is every"),
+        ("evidence", {"part": "x"}, "x under “Part”, which is not here; shown is Claims."),
+        ("evidence", {"part": "runs", "kind": "x"}, "x under “Analyses”, which is not here; shown is everything."),
+        ("evidence", {"part": "runs", "run": "x"}, "the run x, which is not in this folder; shown is the table."),
+    ],
+)
+def test_what_a_link_names_and_a_page_does_not_have_is_one_true_sentence(
+    name: str, query: dict[str, str | list[str]], sentence: str, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [warning.value.replace("\\", "") for warning in open_page(name, two, monkeypatch, **query).warning]
+    assert len(said) == 1, said
+    assert said[0].startswith(f"The link names {sentence}")
+
+
+def test_chosen_rows_are_in_the_address(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = open_page("models", two, monkeypatch, row="viral")
+    assert any(button.label == "Compare viral with baseline" for button in app.button)
+    app.text_input(key="find").set_value("base").run()  # another row is the first one now, and is not chosen
+    assert "row" not in app.query_params
+    assert not any(button.label.startswith("Compare") for button in app.button)
+    stored = {run["label"]: run for run in (json.loads(file.read_text()) for file in two.glob("*/run.json"))}
+    app = open_page("evidence", two, monkeypatch, part="runs", run=stored["viral"]["key"])
+    assert [code.value for code in app.code] == [shlex.join(stored["viral"]["argv"])]
 
 
 def test_a_choice_is_left_alone_and_a_default_follows_the_folder(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,6 +515,9 @@ def test_a_choice_is_left_alone_and_a_default_follows_the_folder(two: Path, monk
     train(two, "viral-2", right=share(0.8), aligned=True, seed=3, layer=[1])
     app.run()
     assert app.multiselect(key="m").value == []
+    copied = open_page("models", two, monkeypatch, m=app.query_params["m"])
+    assert copied.multiselect(key="m").value == []
+    assert not copied.warning
 
 
 def test_colors_do_not_depend_on_what_is_chosen(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -467,6 +536,7 @@ CHANGES: dict[str, list[tuple[str, str, object]]] = {
     "models": [
         ("text_input", "find", "vir"),
         ("toggle", "group", True),
+        ("multiselect", "variant", ["viral"]),
         ("multiselect", "curves", ["accuracy, mean of types"]),
     ],
     "layers": [
@@ -508,7 +578,7 @@ def test_a_copied_address_shows_the_same_page(name: str, two: Path, monkeypatch:
     assert not again.warning
 
 
-BOUND = ("find", "group", "curves", "all-like", "types", "text", "el", "down", "lasso", "kind", "only")
+BOUND = ("find", "group", "all-like", "text", "down", "lasso", "only")
 
 
 def written_by_the_browser(name: str) -> dict[str, str | list[str]]:
@@ -824,6 +894,34 @@ def test_a_click_on_a_claim_opens_it(shown: Shown, page: Page) -> None:
     third = display_table(pd.read_parquet(ROOT / "docs" / "results" / "ledger" / "claims.parquet"))["id"].iloc[2]
     page.wait_for_url(re.compile(f"claim={third}"), timeout=30_000)
     expect(page.get_by_text("what the claim says; rule")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_chosen_rows_stay_those_of_their_models(shown: Shown, page: Page) -> None:
+    from playwright.sync_api import expect
+
+    page.goto(f"{shown.address}/models")
+    wait_until_drawn(page)
+    box = page.locator("[data-testid=stDataFrame]").first.bounding_box()
+    assert box
+    page.mouse.click(box["x"] + 18, box["y"] + 35 * 2.5)  # the box before the second row
+    compare = page.get_by_role("button", name="Compare viral with baseline")
+    expect(compare).to_be_visible(timeout=30_000)
+    page.wait_for_url(re.compile("row=viral"), timeout=30_000)
+    context = shown.browser.new_context(viewport={"width": 1440, "height": 1000})
+    elsewhere = context.new_page()
+    elsewhere.goto(page.url)
+    expect(elsewhere.get_by_role("button", name="Compare viral with baseline")).to_be_visible(timeout=60_000)
+    context.close()
+    page.get_by_label("Find a model").fill("vi")  # its row is the first one now
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("find=vi"), timeout=30_000)
+    page.wait_for_timeout(1000)
+    expect(compare).to_be_visible()
+    page.get_by_label("Find a model").fill("base")
+    page.keyboard.press("Enter")
+    expect(compare).to_have_count(0, timeout=30_000)
+    page.wait_for_url(re.compile("^((?!row=).)*$"), timeout=30_000)
 
 
 @pytest.mark.browser

@@ -369,7 +369,9 @@ def test_a_question_of_ones_own(explorer: AppTest, runs_folder: Path, monkeypatc
     assert "placeholder" in text_of(explorer)
 
 
-def test_the_question_is_asked_again(explorer: AppTest, mllm: MLLM) -> None:
+def test_the_question_is_asked_again(
+    explorer: AppTest, mllm: MLLM, runs_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sample = load_data("shapes:val", limit=100)[0]
     before = look(mllm, sample.image, sample.question, options=sample.options, max_new_tokens=engine.ANSWER)
     explorer.selectbox(key="change").set_value("all").run()
@@ -383,6 +385,10 @@ def test_the_question_is_asked_again(explorer: AppTest, mllm: MLLM) -> None:
         assert table.loc["answer", name] == (one.answer or "(empty)")
         for option, share_of_it in one.options.items():
             assert float(table.loc[f"p of {option}", name]) == pytest.approx(share_of_it, abs=6e-4)
+    address = {key: explorer.query_params[key] for key in list(explorer.query_params)}
+    assert (address["change"], address["change-at"]) == ("all", "layer")
+    copied = open_page("explorer", runs_folder, monkeypatch, **address)
+    assert copied.dataframe[0].value.equals(table)
     explorer.selectbox(key="change").set_value("permute").run()
     assert not len(explorer.dataframe)  # no old answer under a new change
 
@@ -390,7 +396,7 @@ def test_the_question_is_asked_again(explorer: AppTest, mllm: MLLM) -> None:
 def test_links_that_no_longer_fit(runs_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("explorer", runs_folder, monkeypatch, i="gone", v="nothing", left="away")
     said = text_of(app)
-    assert "The link names image gone, which is not in this folder; shown is val-0-00000." in said
+    assert "The link names image gone, which is not here; shown is val-0-00000." in said
     assert "The link names VFM nothing" in said
     assert "The link names the model away" in said
     uploaded = open_page("explorer", runs_folder, monkeypatch, i="upload:12345678")

@@ -69,6 +69,7 @@ def test_it_is_small_printable_and_without_markup_of_names(two: tuple[Path, str]
     assert "@media print" in page
     assert "<img src=x" not in page
     assert "default-src 'none'" in page
+    assert page.count('<p class="quiet number">') == page.count('class="plotly-graph-div"') > 2
 
 
 def test_it_needs_no_torch() -> None:
