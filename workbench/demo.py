@@ -37,6 +37,7 @@ State = Literal["waiting", "running", "done", "failed", "stopped"]
 PROGRESS_FILE = "demo.json"
 MODELS = ("baseline", "viral")  # what the sweep trains
 PORT = 8501  # the first port to try for the dashboard
+DATA = "shapes:test"  # of the analyses: the images of the questions, so that both can be seen together
 PATIENCE = 30.0  # seconds that a command has to stop before it is killed; the sweep gives its trainings 20
 
 
@@ -136,10 +137,10 @@ def stages(config: Config) -> list[Stage]:
     runs, models = str(config.runs), [str(config.runs / name) for name in MODELS]
     report = str(config.runs / "report.html")
     output = ("--output_dir", runs)
-    analyses = ("-m", "analyses.all", "--model", *models, "--limit", str(config.limit), *output, "--report", report)
+    limits = [("--data", DATA, "--limit", str(limit)) for limit in (config.limit, config.cknna_limit)]
+    analyses = ("-m", "analyses.all", "--model", *models, *limits[0], *output, "--report", report)
     vfms = ("dinov2-small", "efficientnet-lite0")
-    cknna_data = ("--data", "shapes:val", "--limit", str(config.cknna_limit))
-    cknna = ("-m", "analyses.cknna", "--model", *models, "--vfm", *vfms, *cknna_data, *output)
+    cknna = ("-m", "analyses.cknna", "--model", *models, "--vfm", *vfms, *limits[1], *output)
     pair = ("--model", *models, "--sweep", config.sweep)
     summary = ("-m", "workbench.summary", *pair, "--report", report, "--runs", runs)
     return [
