@@ -140,7 +140,8 @@ def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataF
         models = [str(site.root / key) for key in data.pair.keys]
         words = ["python", "-m", "analyses.all", "--model", *models, "--data", data.pair.first[0].test_data]
         st.caption(
-            f"Not to sort by, since of other images: {plain(', '.join(others))}. Of these images: `{shlex.join(words)}`"
+            f"Stored for other images only, so not in this list: {plain(', '.join(others))}. For these images:"
+            f" `{shlex.join(words)}`"
         )
     shown = table[_passes(table, outcome)]
     if types:

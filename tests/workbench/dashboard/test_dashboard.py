@@ -277,7 +277,7 @@ def test_an_analysis_of_other_images_is_no_order_and_an_older_one_of_these_image
     assert len(app.dataframe[1].value) == 40
     said = text_of(app)
     assert "CKNNA with a VFM under “Sort by”, which is not here; shown is p of the right answer, difference." in said
-    assert "Not to sort by, since of other images: cknna. Of these images:" in said
+    assert "Stored for other images only, so not in this list: cknna. For these images:" in said
     assert f"--model {two}/baseline {two}/viral --data shapes:test" in said
 
 
