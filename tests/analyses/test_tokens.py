@@ -475,7 +475,14 @@ def test_hover_and_click_in_a_real_browser(llava: MLLM, tmp_path: Path) -> None:
         expect(thumbnail).to_be_visible(timeout=10_000)
         assert str(thumbnail.locator("img").get_attribute("src")).startswith("data:image/png;base64,")
         page.mouse.click(x, y)
-        expect(page.get_by_text(re.compile(r"val-0-0000\d, token \d+: "))).to_be_visible(timeout=30_000)
+        kept = page.get_by_text(re.compile(r"val-0-0000\d, token \d+: "))
+        expect(kept).to_be_visible(timeout=30_000)
+        page.wait_for_url(re.compile(r"point=val-0-0000\d"), timeout=30_000)
+        elsewhere = browser.new_context(viewport={"width": 1400, "height": 1300}).new_page()
+        elsewhere.goto(page.url)  # a copied address has the token
+        expect(elsewhere.get_by_text(kept.inner_text(), exact=True)).to_be_visible(timeout=90_000)
+        elsewhere.goto(re.sub(r"point=[^&]*", "point=gone", page.url))
+        expect(elsewhere.get_by_text("The link names token gone, which is not here")).to_be_visible(timeout=90_000)
         assert not errors
         assert page.locator("[data-testid=stAlert]").count() == 0
         browser.close()

@@ -245,7 +245,15 @@ IN_THE_FOLDER = {
     "row": "the model",
     "run": "the run",
 }
-ELSEWHERE = {"l": "layer", "q": "question", "i": "image", "v": "VFM", "claim": "the claim", "patch": "patch"}
+ELSEWHERE = {
+    "l": "layer",
+    "q": "question",
+    "i": "image",
+    "v": "VFM",
+    "claim": "the claim",
+    "patch": "patch",
+    "point": "token",
+}
 
 
 def complain(key: str, named: object, shown: object, what: str = "", label: str = "") -> None:

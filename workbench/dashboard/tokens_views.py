@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,14 @@ from workbench import figures
 from workbench.dashboard.again import patches_of
 from workbench.dashboard.papers import chart, save_button, seeds_of
 from workbench.dashboard.site import Site, choice, choices, complain, write_address
-from workbench.dashboard.tokens_figures import clickable, data_url, framed_patch, small_maps, token_planes
+from workbench.dashboard.tokens_figures import (
+    POINT_COLUMNS,
+    clickable,
+    data_url,
+    framed_patch,
+    small_maps,
+    token_planes,
+)
 from workbench.figures.caption import Caption
 from workbench.metrics.geometry import joint_pca_rgb, similarity_to, umap_map
 from workbench.mllm.family import VisualTokens
@@ -23,6 +31,8 @@ from workbench.runs import Run
 
 MAX_MAPS = 10  # side by side, at first
 PATCH = "patch"  # in the address: the framed patch, as row,column
+TOKEN = "point"  # in the address: the clicked token of the planes, by NAMES_OF_TOKEN
+NAMES_OF_TOKEN = ["image_id", "token", "at", "model"]
 BASES = ("all layers and models", "each model", "each map")
 
 # Streamlit does not report hovering, and plotly shows no images in hover labels. This script therefore listens to the
@@ -198,9 +208,8 @@ def umap(site: Site, compared: Mapping[str, Run]) -> None:
     hover = st.components.v2.component("token_thumbnails", js=HOVER)
     hover(data={number: data_url(pixels) for number, pixels in thumbnails.items()}, key="thumbnails")
     with right:
-        points = event["selection"]["points"]
-        if points:
-            image, *box, image_id, name, at, token, _ = points[0]["customdata"]
+        if (point := _clicked_token(event["selection"]["points"], table)) is not None:
+            image, *box, image_id, name, at, token, _ = point
             st.image(
                 framed_patch(thumbnails[str(image)], box),
                 alt=f"Image {image_id} with a frame around the patch of token {token}",
@@ -225,6 +234,22 @@ def umap(site: Site, compared: Mapping[str, Run]) -> None:
         " representation; distances between clusters, their sizes and densities mean nothing. Half of an image's"
         " sampled tokens lie on objects, where it has any, so proportions are not those of the image."
     )
+
+
+def _clicked_token(points: Sequence[Mapping[str, Any]], table: pd.DataFrame) -> list[Any] | None:
+    """Return POINT_COLUMNS of the token that was clicked last, which is in the address; None before that."""
+    if points:
+        clicked = list(points[0]["customdata"])
+        write_address(TOKEN, ["~".join(str(clicked[POINT_COLUMNS.index(name)]) for name in NAMES_OF_TOKEN)])
+    before: list[str] = st.session_state.get(f"{TOKEN}-address", [])
+    if not (named := st.query_params.get_all(TOKEN) or before):
+        return None
+    names = table[NAMES_OF_TOKEN].astype(str).agg("~".join, axis=1)
+    rows = table[names == named[0]]
+    if rows.empty and named != before:
+        complain(TOKEN, named[0], "none")
+    write_address(TOKEN, named, shown=len(rows) > 0)
+    return None if rows.empty else list(rows[POINT_COLUMNS].iloc[0])
 
 
 def _same_images(compared: Mapping[str, Run]) -> dict[str, Run]:
