@@ -137,11 +137,10 @@ def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataF
         table = _with_measure(site, data, table, titles[by], of_measure, middle, by)
     descending = right.toggle("Largest first", value=True, key="down", bind="query-params")
     if others := [name for name, of in runs.items() if not of]:
-        models = [str(site.root / key) for key in data.pair.keys]
-        words = ["python", "-m", "analyses.all", "--model", *models, "--data", data.pair.first[0].test_data]
+        spec = plain(data.pair.first[0].test_data)
         st.caption(
-            f"Stored for other images only, so not in this list: {plain(', '.join(others))}. For these images:"
-            f" `{shlex.join(words)}`"
+            f"Stored for other images only, so not in this list: {plain(', '.join(others))}."
+            f" `python -m analyses.all` with \\--data {spec} makes them of these images."
         )
     shown = table[_passes(table, outcome)]
     if types:

@@ -74,7 +74,14 @@ def store_claims(root: Path) -> pd.DataFrame:
     """Store the published ledger in a runs folder; returns its claims as the page sorts them."""
     tables = {name: pd.read_parquet(ROOT / "docs" / "results" / "ledger" / f"{name}.parquet") for name in LEDGER}
     record = {"analysis": "claims", "version": 1, "label": "claims", "model": "runs", "data": "", "config": {}}
-    record |= {"created": "2026-11-27T00:00:00+00:00", "git": "0123456789", "dirty": False, "seconds": 1.0}
+    record |= {"created": "2026-11-27T00:00:00+00:00", "git": "0123456789", "dirty": False}
+    record |= {"seconds": 1.0, "argv": ["python"]}
+        "created": "2026-11-27T00:00:00+00:00",
+        "git": "0123456789",
+        "dirty": False,
+        "seconds": 1.0,
+        "argv": ["python"],
+    }
     runs.save(Run("0123456789ab", record, tables), root)
     return display_table(tables["claims"])
 
@@ -277,8 +284,8 @@ def test_an_analysis_of_other_images_is_no_order_and_an_older_one_of_these_image
     assert len(app.dataframe[1].value) == 40
     said = text_of(app)
     assert "CKNNA with a VFM under “Sort by”, which is not here; shown is p of the right answer, difference." in said
-    assert "Stored for other images only, so not in this list: cknna. For these images:" in said
-    assert f"--model {two}/baseline {two}/viral --data shapes:test" in said
+    assert "Stored for other images only, so not in this list: cknna. `python -m analyses.all` with --data" in said
+    assert "--data shapes:test makes them of these images" in said
 
 
 def test_examples_of_a_model_in_training_are_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
