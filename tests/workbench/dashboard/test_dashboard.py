@@ -76,12 +76,6 @@ def store_claims(root: Path) -> pd.DataFrame:
     record = {"analysis": "claims", "version": 1, "label": "claims", "model": "runs", "data": "", "config": {}}
     record |= {"created": "2026-11-27T00:00:00+00:00", "git": "0123456789", "dirty": False}
     record |= {"seconds": 1.0, "argv": ["python"]}
-        "created": "2026-11-27T00:00:00+00:00",
-        "git": "0123456789",
-        "dirty": False,
-        "seconds": 1.0,
-        "argv": ["python"],
-    }
     runs.save(Run("0123456789ab", record, tables), root)
     return display_table(tables["claims"])
 
