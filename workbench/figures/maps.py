@@ -26,6 +26,7 @@ HEAT = [
 
 Corners = tuple[float, float, float, float]
 PAGE = 1100  # pixels, width of a figure on a page of the usual width
+CONTROL = r"<[^<>\s]+>|\[(?:UNK|PAD|CLS|SEP|MASK)\]"  # how tokenizers spell tokens that are no words
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,7 @@ def word_maps(maps: Sequence[WordMap]) -> go.Figure:
     """Draw the most likely word of each visual token at its place in a darkened image, models next to each other.
 
     A slider selects the layer, hovering shows more words. A word is yellow if it is a word of the object at its token,
-    white if it is another word on an object, and gray if there is no object.
+    white if it is another word on an object, and gray if there is no object or the word is a control token.
     """
     layers = sorted({int(layer) for word_map in maps for layer in word_map.words["layer"]})
     start = layers[len(layers) // 2]
@@ -303,7 +304,7 @@ def word_maps(maps: Sequence[WordMap]) -> go.Figure:
     slider = _layer_slider(figure, layers, start)
     legend = (
         '<span style="color:#d9a400">yellow</span>: a word of the object there · white: another word on an object ·'
-        " gray: on no object"
+        " gray: on no object, or a control token"
     )
     margin = {"t": 84, "l": 8, "r": 8, "b": 8}
     figure.update_layout(
@@ -330,7 +331,9 @@ def _words(figure: go.Figure, word_map: WordMap, layer: int, maps: int, column: 
     room = PAGE / maps * (tokens["right"] - tokens["left"]).min() if len(tokens) else 0
     size = float(np.clip(room / 4.5, 6, 13))
     fits = max(2, int(room / (0.58 * size)))  # characters
-    colors = np.where(tokens["right_word"], "#ffd43b", np.where(tokens["truth"] != "", "#ffffff", "#a9b0ba"))
+    control = tokens["word"].str.fullmatch(CONTROL)
+    on_object = (tokens["truth"] != "") & ~control
+    colors = np.where(tokens["right_word"], "#ffd43b", np.where(on_object, "#ffffff", "#a9b0ba"))
     figure.add_scatter(
         x=(tokens["left"] + tokens["right"]) / 2 * width,
         y=(tokens["top"] + tokens["bottom"]) / 2 * height,
