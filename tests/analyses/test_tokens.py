@@ -29,8 +29,9 @@ from workbench import runs
 from workbench.analysis.declaration import Context, Where
 from workbench.analysis.execution import execute
 from workbench.capture.hidden_states import Activations, read
+from workbench.dashboard.token_maps import BASES, _map_colors, _patch_at, _visual_tokens
+from workbench.dashboard.token_umap import _separate_planes
 from workbench.dashboard.tokens_figures import clickable, framed_patch, small_maps, token_planes
-from workbench.dashboard.tokens_views import BASES, _map_colors, _patch_at, _separate_planes, _visual_tokens
 from workbench.data import Dataset, Object, Sample, load_data
 from workbench.errors import ConfigError, DataError
 from workbench.metrics.geometry import (

@@ -187,7 +187,8 @@ def ask(
 
 def _told_apart(model: ModelTexts, asking: Asking) -> tuple[Asking, list[str]]:
     """Return the questions without those with two options of the same tokens, and a sentence about these if any."""
-    alike = {options: options_alike(model, options) for scene in asking.worded for options in _options(scene)}
+    every = {sample.options for scene in asking.worded for sample in scene}
+    alike = {options: options_alike(model, options) for options in every}
     of = {sample.id: alike[sample.options] for scene in asking.worded for sample in scene}
     if not (some := next(filter(None, of.values()), None)):
         return asking, []
@@ -197,10 +198,6 @@ def _told_apart(model: ModelTexts, asking: Asking) -> tuple[Asking, list[str]]:
     if not any(scenes):
         raise DataError(f"{count} {words}: expected options that the model can tell apart")
     return replace(asking, scenes=[scene for scene in scenes if scene]), [f"{count} {words}: not asked"]
-
-
-def _options(scene: Sequence[Sample]) -> set[tuple[str, ...]]:
-    return {sample.options for sample in scene}
 
 
 def _added_words(model: ModelTexts, asking: Asking, plain: Asking) -> list[str]:

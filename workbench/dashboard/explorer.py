@@ -11,7 +11,7 @@ import streamlit as st
 from workbench import runs
 from workbench.analysis.discover import load_analysis
 from workbench.analysis.exported import caption_of
-from workbench.dashboard import again, asking, engine, tokens_views, viewer
+from workbench.dashboard import again, asking, engine, token_maps, token_umap, viewer
 from workbench.dashboard.asking import Asked
 from workbench.dashboard.beside import ranked_heads, spread_of
 from workbench.dashboard.engine import Engine
@@ -57,7 +57,7 @@ def page(site: Site) -> None:
     if view in DRAWN:
         _figures(STORED[view], DRAWN[view], compared)
     else:
-        {"maps": tokens_views.maps, "umap": tokens_views.umap}[view](site, compared)
+        {"maps": token_maps.maps, "umap": token_umap.umap}[view](site, _same_images(compared))
 
 
 @cached
@@ -65,6 +65,15 @@ def _loaded(folder: str) -> Run:
     from pathlib import Path
 
     return runs.load(Path(folder))
+
+
+def _same_images(compared: Mapping[str, Run]) -> dict[str, Run]:
+    """Return the runs that have the images of the first one, and warn of the others."""
+    images = next(iter(compared.values())).record["data_fingerprint"]
+    left_out = [label for label, run in compared.items() if run.record["data_fingerprint"] != images]
+    if left_out:
+        st.warning(plain(f"Not shown, because of other images: {', '.join(left_out)}."))
+    return {label: run for label, run in compared.items() if label not in left_out}
 
 
 def _figures(analysis: str, titles: tuple[str, ...], compared: Mapping[str, Run]) -> None:

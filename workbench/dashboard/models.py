@@ -338,8 +338,8 @@ def _by_type(site: Site, keys: Sequence[str], *, grouped: bool = False) -> None:
 def _types(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
     if len(accuracies) <= figures.LINES:
         return figures.accuracy_by_type(accuracies)
-    long = pd.concat([table.assign(name=key) for key, table in accuracies.items()])
-    shown = long.rename(columns={"category": "at", "accuracy": "score"}).assign(over="images")
+    long = pd.concat([table.assign(name=name) for name, table in accuracies.items()])
+    shown = long.rename(columns={"category": "at", "accuracy": "score"})
     return figures.layer_heat(shown, title="accuracy").update_xaxes(title="question type")
 
 

@@ -1,4 +1,4 @@
-"""Interactive figures of the Tokens page: maps of an image in every layer, and sampled tokens on a plane."""
+"""Interactive figures of stored tokens: maps of an image in every layer, and sampled tokens on a plane."""
 
 from __future__ import annotations
 
