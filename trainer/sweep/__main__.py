@@ -4,6 +4,7 @@ python -m trainer.sweep shapes_seeds
 python -m trainer.sweep ablation_layer --seeds 0 1 2
 python -m trainer.sweep shapes_seeds --launcher submitit --slurm partition=gpu gpus_per_node=1 time=240
 python -m trainer.sweep shapes_seeds --report                         # train nothing, compare the finished runs
+python -m trainer.sweep shapes_seeds --report --figures paper         # and its figure as SVG, PDF, CSV, LaTeX ...
 python -m trainer.sweep shapes_seeds --export docs/results/seeds      # store each run as a small JSON file
 python -m trainer.sweep shapes_seeds --report --exported docs/results/seeds
 
@@ -23,12 +24,13 @@ from __future__ import annotations
 import shlex
 import sys
 
-from trainer.sweep.comparison import Runs, notes, report, write
+from trainer.sweep.comparison import Runs, notes, report, write, write_figure
 from trainer.sweep.results import export, finished
 from trainer.sweep.runner import train_all
 from trainer.sweep.spec import Sweep, check
 from workbench.cli import command, parse
 from workbench.errors import ConfigError, RunError
+from workbench.files import check_can_make
 from workbench.package_files import SWEEPS
 
 
@@ -41,6 +43,8 @@ def main(argv: list[str]) -> None:
         raise ConfigError("no sweep given: expected python -m trainer.sweep SWEEP [--option value ...]")
     file = SWEEPS.find(argv[0])
     sweep = parse(Sweep, argv[1:], prog=prog, description=__doc__ or "", recipe=file, called="sweep")
+    for folder in filter(None, [sweep.figures, sweep.export]):
+        check_can_make(folder)
     if sweep.dry_run:
         _plan(sweep)
         return
@@ -92,12 +96,15 @@ def _submit(sweep: Sweep) -> None:
 def _print(sweep: Sweep, runs: Runs, name: str) -> None:
     """Print and store the comparison of the finished runs."""
     table = report(sweep, runs)
-    target = write(sweep, runs, table, name)
     lines = [
         table.drop(columns="against").to_string(index=False, float_format="{:.3f}".format, na_rep=""),
         *notes(sweep, runs, table),
-        str(target),
+        str(write(sweep, runs, table, name)),
     ]
+    files, missing = write_figure(sweep, runs, table, name, sweep.figures) if sweep.figures else ([], "")
+    lines += map(str, files)
+    if missing:
+        lines.append(f"SVG, PDF and PNG are not among them, since {missing}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

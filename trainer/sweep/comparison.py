@@ -218,19 +218,45 @@ def write(sweep: Sweep, runs: Runs, table: pd.DataFrame, name: str) -> Path:
     return target
 
 
+def write_figure(sweep: Sweep, runs: Runs, table: pd.DataFrame, name: str, folder: Path) -> tuple[list[Path], str]:
+    """Write the figure of the page into `folder` as files for a paper.
+
+    Returns:
+        The files, and why there is no SVG, PDF and PNG, "" if there is.
+    """
+    from workbench.figures import sweep_figure
+    from workbench.figures.caption import Caption
+    from workbench.figures.paper import export
+
+    mean, seeds = table[table["type"] == MEAN], sorted({job.seed for job, _ in runs})
+    counts = mean["seeds"].str.split().map(len)
+    said = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    if counts.nunique() > 1:
+        said += f", {counts.min()} to {counts.max()} of them in a row of the table"
+    shows = f"accuracy, mean of question types, and its difference to {sweep.against}, paired by seed"
+    caption = Caption(shows, f"{mean['n'].max()} questions of {_evaluated_on(runs)} a training", said, "seeds")
+    return export(folder, {name: sweep_figure(mean)}, {name: caption})
+
+
+def _evaluated_on(runs: Runs) -> str:
+    """Return the name of the data that all runs were evaluated on."""
+    data = runs[0][1].recipe.get("data", {})
+    return str(data.get("test") or data.get("val"))
+
+
 def _facts(sweep: Sweep, runs: Runs, table: pd.DataFrame) -> dict[str, str]:
     """Return the facts at the top of the page, by their titles."""
     mean = table[table["type"] == MEAN]
     pairs = int(table["pairs"].max()) if table["pairs"].notna().any() else 0
     data = runs[0][1].recipe.get("data", {})
-    evaluated_on, seeds = data.get("test") or data.get("val"), dict.fromkeys(job.seed for job, _ in runs)
+    seeds = dict.fromkeys(job.seed for job, _ in runs)
     commits = dict.fromkeys(
         f"{result.environment['git'][:8]}{' (dirty)' if result.environment['dirty'] else ''}" for _, result in runs
     )
     facts = {
         "what": (
-            f"accuracy on {evaluated_on}, mean of question types; n = {mean['n'].max()} questions a run; intervals are"
-            f" 95 %, over seeds {', '.join(map(str, seeds))}"
+            f"accuracy on {_evaluated_on(runs)}, mean of question types; n = {mean['n'].max()} questions a run;"
+            f" intervals are 95 %, over seeds {', '.join(map(str, seeds))}"
         ),
         "chance": f"{mean['chance'].mean():.3f}",
         "differences": f"none: no seed is shared with {sweep.against}",

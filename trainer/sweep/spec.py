@@ -134,6 +134,9 @@ class Sweep:
     needs."""
     exported: Path | None = None
     """With `report`: compare the runs that were exported to this folder, when the runs themselves are deleted."""
+    figures: Path | None = None
+    """Write the figure of the comparison into this folder as files for a paper: SVG, PDF, PNG, CSV of the drawn points,
+    LaTeX, caption, Python."""
     launcher: Literal["local", "submitit"] = "local"
     """Where trainings run: on this machine, `processes` at a time, or each as a Slurm job, submitted through
     submitit."""

@@ -28,6 +28,7 @@ def drawn_points(figure: Any) -> pd.DataFrame:
         heatmap), x, y, low and high (the interval, where bars or a band show one), value (of a cell of a heat map),
         label (the words of an axis that writes words at numbers, those of the point itself, or the color of a colored
         patch). Columns without any value are left out. Lines at a constant, such as 0, and photographs have no rows.
+        Where curves are drawn beside one another, x is the value (`meta.x` of the trace), not where it is drawn.
     """
     content = as_dict(figure)
     traces = [trace for trace in content["data"] if trace.get("visible", True) is True]
@@ -122,7 +123,9 @@ def _domain(layout: Mapping[str, Any], axis: str) -> tuple[float, float]:
 
 def _series(trace: Mapping[str, Any], bands: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return the points of a trace with their intervals."""
-    x, y = (_values(trace.get(axis)) for axis in ("x", "y"))
+    meta = trace.get("meta")
+    x = _values(meta["x"] if isinstance(meta, Mapping) and "x" in meta else trace.get("x"))
+    y = _values(trace.get("y"))
     count = max(len(x), len(y))
     x, y = (values or list(range(count)) for values in (x, y))
     part = pd.DataFrame({"x": x, "y": y})

@@ -85,6 +85,7 @@ def sweep_curves(table: pd.DataFrame, key: str) -> go.Figure:
             figure.add_scatter(
                 x=part[key] * np.exp(shift) if logarithmic else part[key] + shift,
                 y=score,
+                meta={"x": part[key].tolist()},
                 mode="lines+markers",
                 row=row,
                 col=1,

@@ -255,6 +255,29 @@ def test_one_point_or_two_keys_are_rows(curve: Sweep) -> None:
     assert first != second
 
 
+def test_the_figure_for_a_paper_by_the_real_command(
+    curve: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere")
+    (curve.output_dir / "viral_limit_train-100-s3" / "training.json").unlink()
+    file, folder = tmp_path / "My_curve.yaml", tmp_path / "paper"
+    file.write_text(json.dumps({"variants": list(VARIANTS), "grid": list(CURVE.grid), "seeds": [3, 4, 5]}))
+    main([str(file), "--output_dir", str(curve.output_dir), "--report", "--figures", str(folder)])
+    said = capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == [f"my-curve.{end}" for end in ("csv", "py", "tex", "txt")]
+    assert all(str(path) in said for path in folder.iterdir())
+    assert "SVG, PDF and PNG are not among them, since " in said
+    points = pd.read_csv(folder / "my-curve.csv")
+    drawn = points[points["curve"] == "viral"].sort_values(["x", "y"])[["x", "y"]]
+    # below the difference to the baseline, above the accuracy; at the exact number of images
+    assert drawn.to_numpy() == pytest.approx(np.array([[30, 0.2], [30, 0.7], [100, 0.1], [100, 0.85]]))
+    caption = (folder / "my-curve.txt").read_text()
+    for words in ("to baseline, paired by seed", "20 questions of ", "2 to 3 of them"):
+        assert words in caption
+    with pytest.raises(RunError, match="cannot make folder .*My_curve.yaml"):
+        main([str(file), "--output_dir", str(curve.output_dir), "--report", "--figures", str(file)])
+
+
 # --- what outlives the runs -----------------------------------------------------------------------
 
 
