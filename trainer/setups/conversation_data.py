@@ -28,9 +28,9 @@ class GroupedSampler(Sampler[int]):
     """The order of the conversations over a whole training, which the seed alone decides, also for a resumed run.
 
     Each epoch has another order. The conversations of a group (one optimizer step) either all have images or none does,
-    and they are of about the same length. What is left over of a kind at the end of an epoch, less than a group, comes
-    first in the next epoch, where a conversation may then occur twice in one group. So two conversations of one kind
-    never differ by more than one in how often they were trained on.
+    and they are of about the same length. What is left over of a kind at the end of an epoch, less than a group, is
+    carried over to the next epoch, where a conversation may then occur twice in one group. So at the end of an epoch
+    two conversations of one kind never differ by more than one in how often they were trained on.
 
     Args:
         rows: the training rows.
