@@ -354,6 +354,11 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
+def uses(config: Config) -> dict[str, str]:
+    """Return the version of the ablation's tables, so that runs without objects keep their keys."""
+    return {"object ablation": "2, intervals of negative differences in KL"} if config.objects else {}
+
+
 # versions: 2 intervals with their stated coverage; 3 the site of an ablation is "encoder"; 4 all tokens of an option
 ANALYSIS = Analysis(
     "knockout",
@@ -363,6 +368,7 @@ ANALYSIS = Analysis(
     figures,
     summary,
     version=4,
+    uses=uses,
 )
 
 if __name__ == "__main__":

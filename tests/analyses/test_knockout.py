@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
-from analyses.knockout import AGAINST, ANALYSIS, OBJECT, RANDOM, Config, asked_objects, touched_tokens
+from analyses.knockout import AGAINST, ANALYSIS, OBJECT, RANDOM, Config, _scores, asked_objects, touched_tokens
 from analyses.knockout import run as knock
 from tests.analyses.test_permutation import bag_of_tokens, model, picture, planted
 from tests.conftest import run
@@ -141,6 +143,20 @@ def test_tokens_of_named_objects_by_hand() -> None:
     mask[20:40, 39:41] = True  # rows of the second token row, columns on both sides of the middle
     assert touched_tokens(raster, [Object("thin", (0, 0, 1, 1), mask)]) == [5, 6]
     assert touched_tokens([VisualTokens(torch.arange(4), (2, 2), (-0.5, 0.0, 1.5, 1.0))], [RED_DOG]) == [0]
+
+
+def test_the_interval_of_a_negative_difference_in_kl_contains_it() -> None:
+    """Where random tokens change the answers more than the object does, `object - random` is below 0."""
+    common = {"id": [f"q{n}" for n in range(8)], "image_id": [f"i{n}" for n in range(8)], "category": "colour"}
+    common |= {"chance": 0.5, "site": "encoder", "first": 0, "last": 0, "draw": 0}
+    answers = pd.DataFrame(common | {"correct_before": True, "correct_after": True})
+    object_kl, random_kl = np.linspace(0.1, 0.2, 8), np.linspace(0.5, 0.8, 8)
+    samples = pd.concat([answers.assign(kind=OBJECT, kl=object_kl), answers.assign(kind=RANDOM, kl=random_kl)])
+    rows = _scores(samples, Config()).set_index(["kind", "category"])
+    row, gap = rows.loc[AGAINST, MEAN], object_kl - random_kl
+    half = stats.t.ppf(0.975, 7) * stats.sem(gap)  # evenly spread values have no skewness
+    assert row[["kl", "kl_low", "kl_high"]].tolist() == pytest.approx([gap.mean(), gap.mean() - half, gap.mean() + half])
+    assert rows.loc[OBJECT, MEAN]["kl_low"] >= 0
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from workbench.mllm.load import load_config, load_model, placement
 from workbench.mllm.processors import check_agreement, load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
 from workbench.mllm.texts import ModelTexts
+from workbench.mllm.validate import not_finite
 from workbench.mllm.validate import validate as validate_mllm
 from workbench.plugins import identity
 from workbench.weights.pretrained import hub_options
@@ -326,9 +327,10 @@ class MLLM(ModelTexts):
         self, inputs: Mapping[str, Any], max_new_tokens: int, sampler: LogitsProcessor | None
     ) -> Int[Tensor, "sample token"]:
         """Return the tokens that `generate` appends to each prompt, padded."""
-        drawn = {} if sampler is None else {"logits_processor": LogitsProcessorList([sampler])}
+        processors = LogitsProcessorList([_Finite(self), *([] if sampler is None else [sampler])])
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "logits_processor": processors}
         with self.lock:
-            ids: Tensor = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **drawn)
+            ids: Tensor = self.model.generate(**inputs, **options)
         return ids[:, inputs["input_ids"].shape[1] :]
 
     def continued(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
@@ -357,6 +359,21 @@ class MLLM(ModelTexts):
                     rows.append(torch.cat([inputs[name][row, real[row]], tail.to(inputs[name])]))
                 inputs[name] = torch.nn.utils.rnn.pad_sequence(rows, True, padding.get(name, 0))
         return Batch(BatchFeature(inputs), batch.images, batch.prompts)
+
+
+class _Finite(LogitsProcessor):
+    """Refuses the logits of an overflow, the largest of which would be taken as an answer."""
+
+    def __init__(self, mllm: MLLM) -> None:
+        self.mllm = mllm
+
+    def __call__(
+        self, input_ids: Int[Tensor, "answer s"], scores: Float[Tensor, "answer vocab"]
+    ) -> Float[Tensor, "answer vocab"]:
+        """Return the logits as they are."""
+        if not scores.amax(-1).isfinite().all():
+            raise not_finite(self.mllm)
+        return scores
 
 
 class WeightlessMLLM(MLLM):

@@ -62,9 +62,7 @@ def validate(mllm: Any, size: tuple[int, int] = SIZE) -> None:
     positions = [row.nonzero().flatten().cpu() for row in batch.inputs["attention_mask"]]
     first_input, last_output = _first_and_last(mllm, batch, positions)
     if not all(torch.isfinite(values).all() for values in (features, *projected, *first_input, *last_output)):
-        raise ModelError(
-            f"{mllm.name} computes values that are not finite in {mllm.model.dtype}: load it in bfloat16 or float32"
-        )
+        raise not_finite(mllm)
     is_visual = torch.isin(positions[0], visual)
     order = visual.argsort().argsort()  # the family's order, which is not the sequence's where tiles interleave
     embedded = first_input[0][is_visual][order]
@@ -95,6 +93,13 @@ def validate(mllm: Any, size: tuple[int, int] = SIZE) -> None:
             " positions"
         )
     _check_grids(mllm, plain, tokens[0], projected[0], features)
+
+
+def not_finite(mllm: Any) -> ModelError:
+    """Return the error of a model some of whose values overflow."""
+    return ModelError(
+        f"{mllm.name} computes values that are not finite in {mllm.model.dtype}: load it in bfloat16 or float32"
+    )
 
 
 def encoder_output(mllm: Any, batch: Batch) -> tuple[list[Float[Tensor, "_token d"]], Float[Tensor, "row features"]]:

@@ -20,6 +20,7 @@ from workbench.errors import DataError
 from workbench.mllm.base import MLLM
 from workbench.mllm.conversation import end_tokens
 from workbench.mllm.texts import ModelTexts
+from workbench.mllm.validate import not_finite
 
 Tokens = tuple[int, ...]
 END = -1  # stands for the end of an answer, whichever token the model ends it with
@@ -55,6 +56,7 @@ class Options:
     """
 
     def __init__(self, mllm: MLLM, samples: Sequence[Sample]) -> None:
+        self._mllm = mllm
         tokens_of = {options: _tokens(mllm, options) for options in {sample.options for sample in samples}}
         self.tokens = [tokens_of[sample.options] for sample in samples]
         self.continuations = [
@@ -89,6 +91,9 @@ class Options:
             sums: as `empty` returns it.
             first: number of the first continuation.
             logits: at the last positions of each continuation; the last one is that of its last token.
+
+        Raises:
+            ModelError: a log-probability is not finite; the first option would seem to be the likeliest.
         """
         rows, positions, tokens, questions, options = self._scored[
             (self._scored[:, 0] >= first) & (self._scored[:, 0] < first + len(logits))
@@ -99,6 +104,8 @@ class Options:
         values = logprobs[(*at, tokens.clamp(min=0))]
         if len(self._ends):
             values = torch.where(tokens == END, logprobs[..., self._ends].logsumexp(-1)[at], values)
+        if values.isnan().any():
+            raise not_finite(self._mllm)
         sums.index_put_((questions, options), values.to(sums), accumulate=True)
 
     def _scored_tokens(self) -> Iterator[tuple[int, int, int, int, int]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from workbench.intervals import mean_interval
@@ -137,9 +138,10 @@ def _change_row(category: str, questions: pd.DataFrame, seed: int) -> dict[str, 
     by_image = weighted.groupby(questions["image_id"])[["correct_before", "correct_after"]].sum()
     test = paired_test(by_image["correct_after"].to_numpy(), by_image["correct_before"].to_numpy(), n=2000, seed=seed)
     means = weighted.sum()
+    lowest = 0.0 if (scores["kl"] >= 0).all() else -np.inf  # a difference of two KL can be negative
     return {
         **{"category": category, "accuracy_before": means["correct_before"], "accuracy_after": means["correct_after"]},
         **{"accuracy_drop": drop.estimate, "low": drop.low, "high": drop.high, "few": drop.few, "p": test.p},
-        **{"kl": kl.estimate, "kl_low": max(kl.low, 0.0), "kl_high": kl.high},
+        **{"kl": kl.estimate, "kl_low": max(kl.low, lowest), "kl_high": kl.high},
         **{"n": len(questions), "n_images": drop.n, "chance": means["chance"], "seed": seed},
     }

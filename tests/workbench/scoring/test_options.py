@@ -187,3 +187,21 @@ def test_options_that_the_model_cannot_tell_apart_are_refused(load: Callable[[st
             Quiz(mllm, [[asked(0, ("one", "one two"), 0)]], 4).likelihoods()
     finally:
         mllm.processor.tokenizer.eos_token = "<eos>"
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_are_no_answer(load: Callable[[str], MLLM], wrong: float) -> None:
+    """The largest of values that are not numbers is the first one: the first option would be the answer to all."""
+    mllm = load("llava")
+    bias = torch.nn.Parameter(torch.zeros(mllm.config.get_text_config().vocab_size))
+    mllm.model.lm_head.bias = bias
+    try:
+        quiz = Quiz(mllm, SCENES, 3)
+        assert quiz.likelihoods().isfinite().any(1).all()
+        assert len(quiz.answers(max_new_tokens=2)) == 5
+        bias.data[mllm.processor.tokenizer.get_vocab()["cat"]] = wrong  # as an overflow of float16 does
+        for ask in (quiz.likelihoods, quiz.answers, lambda: quiz.knocked_out([1]), lambda: quiz.answers(1, triple)):
+            with pytest.raises(ModelError, match=r"computes values that are not finite in torch.float32: load it in"):
+                ask()
+    finally:
+        mllm.model.lm_head.bias = None
