@@ -1,4 +1,4 @@
-"""Answers to the questions of a benchmark, scored in every way that is known for it.
+"""Ask a model the questions of a benchmark, and score its answers in every way that is known for it.
 
     python -m analyses.benchmark --model runs/baseline runs/viral --data pope:FOLDER --prompt llava --output_dir runs
 
@@ -17,7 +17,7 @@ Beside each score are its chance level, the accuracy of giving each category's m
 and blind runs: the same questions about the mean of all images (`mean image`), and without any (`no image`). A score
 that is not above all of them says nothing about seeing. Intervals are over images, or over pairs where a pair counts as
 one; the difference to the first model is paired by question (or pair), and `smallest` is the smallest difference that
-so many would show in four of five experiments.
+as many questions would show in four of five experiments.
 
 What the number is not: comparable between prompts, scorers, decodings or label versions. All four are part of the
 result.

@@ -1,4 +1,4 @@
-"""Measure which attention heads have the neighborhoods of a vision foundation model (VFM): a map of layer by head.
+"""Measure which attention heads are aligned with a vision foundation model (VFM): a map of layer by head.
 
     python -m analyses.heads --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 100 --k 10
 

@@ -17,7 +17,7 @@ What they are not: a window without effect is not one in which nothing is read, 
 be read in other blocks. A small drop does not mean that the object was not needed, because neighboring tokens of a
 transformer's vision encoder carry information about it too.
 
-A question names an object if it has all words of the object's name; if it names no object so, one of the words counts.
+A question names an object if it has all words of the object's name; if it has all words of no name, one word is enough.
 """
 
 from __future__ import annotations

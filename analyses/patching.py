@@ -6,9 +6,9 @@ The visual tokens of `--source` at layer l replace those of each model at layer 
 accuracy before minus accuracy after, on the same questions, with an interval over images. Beside it is
 KL(before || after) of the answer over the question's options, in nats.
 
-What the number is not: a measure of how much the source's tokens hold. Two models trained apart need not agree on what
-a direction in their tokens means; models that share stage 1 agree most. The control `self` puts a model's own tokens
-back, read in another forward pass: it must change nothing, and so must a model that is patched with itself.
+What the number is not: a measure of how much the source's tokens hold. Two models trained separately need not agree on
+what a direction in their tokens means; models that share stage 1 agree most. The control `self` puts a model's own
+tokens back, read in another forward pass: it must change nothing, and so must a model that is patched with itself.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@
 The number is the accuracy drop: accuracy before minus accuracy after, on the same questions, with an interval over
 images. Beside it is KL(before || after) of the answer over the question's options, in nats. Each image has a
 permutation of its own, drawn `permutations` times; the mean over these draws counts. The paper's Table 3 counts right
-answers instead, of generated answers to benchmarks; the table `counts` has them, with the drop in % of those before:
+answers instead, of generated answers to benchmarks; the table `counts` has them, with the drop in % of those before.
 
     python -m analyses.permutation --model A B --data cv_bench:PATH --types Count Relation --questions 0 --limit 5000
     --answers generated --scorer paper --prompt paper --permutations 1 --layers 0
 
 What the number is not: a measure of how well a model knows where things are. At the vision encoder, features that carry
-their position take it along when they are permuted, which hides the effect. So three parts are permuted apart (`part`):
+their position take it along when they are permuted, which hides the effect. So there are three permutations (`part`):
 
     whole      features with their positions: the rows of the projector's input are permuted, as in the paper
     features   features alone: the positional part of each place stays, the rest of each feature moves

@@ -52,7 +52,7 @@ class Budget(DataOptions, Where, ConfigFile):
 def main(argv: list[str]) -> None:
     """Run the analyses and write the report; exit with code 1 if one crashed, which is not the user's fault."""
     words = ["python", "-m", "analyses.all", *argv]
-    budget = parse_with_file(Budget, argv, prog="python -m analyses.all", description="All analyses, one HTML report")
+    budget = parse_with_file(Budget, argv, prog="python -m analyses.all", description=__doc__ or "")
     names = _names(budget)
     models = named_models(budget.model)
     check_revision(models, budget.revision)

@@ -1,9 +1,7 @@
 """Accuracy and alignment during training, and how soon one run reaches another run's final score.
 
-    python -m analyses.dynamics --model runs/baseline-s0 runs/viral-s0 runs/baseline-s1 runs/viral-s1 --vfm dinov2-small
-    --data shapes:val --limit 200
-    python -m analyses.dynamics --model runs/baseline runs/viral --benchmarks pope:PATH cv_bench:PATH mmvp:PATH
-    --scorer paper --only_benchmarks
+    python -m analyses.dynamics --model runs/baseline-s0 runs/viral-s0 runs/baseline-s1 runs/viral-s1 --limit 200
+    python -m analyses.dynamics --model runs/baseline runs/viral --benchmarks pope:PATH mmvp:PATH --only_benchmarks
 
 This is row A6 of docs/paper.md. Each model is a training folder. Its model is evaluated on the same images at step 0
 (if the model that the training started from still exists), at every checkpoint, and at the end:

@@ -1,7 +1,6 @@
 """What a linear probe can predict from the visual tokens of each layer: class, color, foreground, position and count.
 
     python -m analyses.linear_probe --model runs/baseline runs/viral --vfm dinov2-small --data shapes:val --limit 200
-    --output_dir runs
 
 Probes are scikit-learn's logistic regression (class, colour, foreground) and ridge regression (x, y, count). They are
 fitted on some images and scored on others (GroupKFold over images, the same folds for every layer, target and model),

@@ -29,8 +29,8 @@ share still reaches up to about 4 / n.
 
 Two kinds of stored tokens are there to look at, without numbers. `maps` has all tokens of a few images (float16, each
 layer divided by its root mean square), with question and greedy answer: for PCA maps as in the paper, and for the
-similarity to a clicked patch. `umap` has sampled
-tokens on a plane: the layers of one model together, and each VFM on its own, because widths differ.
+similarity to a clicked patch. `umap` has sampled tokens on a plane: the layers of one model together, and each VFM on
+its own, because widths differ.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, Literal, get_type_hints
@@ -16,8 +17,9 @@ from annotated_types import Ge, Gt, Interval, Le, Lt
 from trainer.alignment_config import AlignmentConfig, SelectionConfig
 from trainer.model_config import LoraConfig, ModelConfig
 from trainer.recipe import DataConfig, MonitorConfig, OptimConfig, Recipe
+from workbench.analysis.command import run as command_of_analysis
 from workbench.analysis.declaration import Where
-from workbench.analysis.discover import load_analyses
+from workbench.analysis.discover import analysis_files, load_analyses, load_analysis
 from workbench.cli import parse
 from workbench.commands import COMMANDS
 from workbench.errors import ConfigError
@@ -145,3 +147,25 @@ def test_a_value_of_another_type_is_named_with_what_was_expected(words: list[str
     with pytest.raises(ConfigError) as refusal:
         parse(Kinds, words, prog="test")
     assert str(refusal.value) == message
+
+
+@pytest.mark.parametrize("name", sorted(analysis_files()))
+def test_the_help_of_an_analysis_has_its_examples(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line each, before the explanation, with options that the analysis has."""
+    monkeypatch.setenv("COLUMNS", "240")
+    analysis = load_analysis(name)
+    with pytest.raises(SystemExit):
+        command_of_analysis(analysis, ["--help"])
+    text = capsys.readouterr().out
+    lines = [line.rstrip() for line in text.splitlines()]
+    examples = [line for line in lines if line.startswith("    python -m ")]
+    assert examples == [f"    {example}" for example in analysis.examples]
+    assert examples
+    assert lines.index(examples[-1]) < next(n for n, line in enumerate(lines) if analysis.explanation[0][:40] in line)
+    for example in examples:
+        _, *words = example.split(f"python -m analyses.{name} ")
+        options = [word for word in " ".join(words).split() if word.startswith("--")]
+        assert options
+        assert all(re.search(rf"^\W+{option}\b", text, re.M) for option in options)

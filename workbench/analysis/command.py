@@ -29,7 +29,8 @@ def run(analysis: Analysis, argv: list[str]) -> None:
     """Run an analysis with the options in `argv`, and print its summary and the folders of its runs."""
     words = words_of(analysis.name)
     options_class = dataclasses.make_dataclass("Command", [], bases=(analysis.config, Where, ConfigFile), frozen=True)
-    description = "\n\n".join([f"{analysis.title}.", *analysis.explanation])
+    paragraphs = [f"{analysis.title}.", "\n".join(analysis.examples), *analysis.explanation]
+    description = "\n\n".join(filter(None, paragraphs))
     options: Any = parse_with_file(options_class, argv, prog=" ".join(words), description=description)
     config, where = _part(options, analysis.config), _part(options, Where)
     if where.export is not None:

@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from workbench.analysis.chunks import Chunk, Chunks, Part, chunked, identity, origin_of
-from workbench.analysis.discover import paragraphs
+from workbench.analysis.discover import examples, paragraphs
 from workbench.data import Dataset
 from workbench.devices import check_device
 from workbench.mllm import MLLM
@@ -191,8 +191,17 @@ class Analysis:
 
     @property
     def explanation(self) -> list[str]:
-        """The paragraphs of its module's docstring, without the example command: what its numbers are, and are not.
+        """The paragraphs of its module's docstring, without the example commands: what its numbers are, and are not.
 
         The first one is the question that the analysis answers. Formulas stay indented.
         """
-        return paragraphs(inspect.getdoc(import_module(self.run.__module__)) or self.title)
+        return paragraphs(self._docstring)
+
+    @property
+    def examples(self) -> list[str]:
+        """The example commands of its module's docstring."""
+        return examples(self._docstring)
+
+    @property
+    def _docstring(self) -> str:
+        return inspect.getdoc(import_module(self.run.__module__)) or self.title

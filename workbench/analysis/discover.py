@@ -64,6 +64,12 @@ def paragraphs(text: str) -> list[str]:
     ]
 
 
+def examples(text: str) -> list[str]:
+    """Return the example commands of a docstring, a line each."""
+    parts = [part for part in re.split(r"\n\s*\n", text) if part.strip().startswith("python -m")]
+    return [" ".join(command.split()) for part in parts for command in re.split(r"\n(?=\s*python -m)", part)]
+
+
 def load_analysis(name: str) -> Any:
     """Return the declaration (an `Analysis`) of the analysis called `name`.
 

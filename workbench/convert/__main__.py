@@ -3,8 +3,7 @@
 The alignment head, if there is one, is stored in a file beside the model.
 
 python -m workbench.convert checkpoints/llava-v1.5-7b models/llava15
-python -m workbench.convert checkpoints/viral-7b-lora models/viral --base lmsys/vicuna-7b-v1.5 --vision_tower
-openai/clip-vit-large-patch14-336
+python -m workbench.convert checkpoints/viral-7b-lora models/viral --base lmsys/vicuna-7b-v1.5
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write the report of some models of a runs folder: the one that the dashboard's page Evidence offers.
+"""Write the short report of two groups of models, from stored results; the dashboard's page Evidence offers the same.
 
     python -m workbench.overview runs
     python -m workbench.overview runs --baseline baseline --models viral shuffled --out report.html

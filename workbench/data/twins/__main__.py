@@ -1,4 +1,4 @@
-"""Write laptop twins of six benchmarks: their very file formats, filled with scenes of our synthetic data sets.
+"""Write laptop twins of six benchmarks: files in the benchmarks' formats, with scenes of our synthetic data sets.
 
     python -m workbench.data.twins twins
 
