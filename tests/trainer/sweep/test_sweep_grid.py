@@ -274,7 +274,7 @@ def test_the_figure_for_a_paper_by_the_real_command(
     caption = (folder / "my-curve.txt").read_text()
     for words in ("to baseline, paired by seed", "20 questions of ", "2 to 3 of them"):
         assert words in caption
-    with pytest.raises(RunError, match="cannot make folder .*My_curve.yaml"):
+    with pytest.raises(RunError, match=r"cannot make folder .*My_curve.yaml"):
         main([str(file), "--output_dir", str(curve.output_dir), "--report", "--figures", str(file)])
 
 
