@@ -155,7 +155,9 @@ def test_the_interval_of_a_negative_difference_in_kl_contains_it() -> None:
     rows = _scores(samples, Config()).set_index(["kind", "category"])
     row, gap = rows.loc[AGAINST, MEAN], object_kl - random_kl
     half = stats.t.ppf(0.975, 7) * stats.sem(gap)  # evenly spread values have no skewness
-    assert row[["kl", "kl_low", "kl_high"]].tolist() == pytest.approx([gap.mean(), gap.mean() - half, gap.mean() + half])
+    assert row[["kl", "kl_low", "kl_high"]].tolist() == pytest.approx(
+        [gap.mean(), gap.mean() - half, gap.mean() + half]
+    )
     assert rows.loc[OBJECT, MEAN]["kl_low"] >= 0
 
 
