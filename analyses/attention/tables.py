@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -179,26 +180,38 @@ def chosen_heads(
 
 
 def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Subtract the first model from every other, by layer and measure, on the images that both were asked about.
+    """Subtract the first model from every other, by layer and measure, on the questions that both were asked.
 
-    Values are means over heads, paired by image; p_holm corrects over all layers and measures. Interval and p are over
-    images, for these very models: they say nothing about other training seeds. The table is empty for a single model,
-    or for models that share no image.
+    Which questions are left out can depend on what a model answers (`positions`). Values are means over heads and over
+    an image's questions, paired by image; p_holm corrects over all layers and measures. Interval and p are over images,
+    for these very models: they say nothing about other training seeds. The table is empty for a single model, or for
+    models that share no question.
     """
-    seed = int(next(iter(runs.values())).record["seed"])
-    means = {label: _image_means(run).rename("value").reset_index() for label, run in runs.items()}
-    return paired_differences(means, by=("measure", "layer"), seed=seed)
+    (first, reference), *others = runs.items()
+    compared = partial(paired_differences, by=("measure", "layer"), seed=int(reference.record["seed"]))
+    tables = [compared({first: pd.DataFrame()})]  # empty, with its columns
+    for name, run in others:
+        shared = set(_questions(reference)) & set(_questions(run))
+        tables.append(compared({first: _image_means(reference, shared), name: _image_means(run, shared)}))
+    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 
 
-def _image_means(run: Run) -> pd.Series:
-    """Return the mean over heads and over the questions of an image, indexed by measure, layer and image."""
+def _questions(run: Run) -> pd.Series:
+    """Return the question of each sample: its id, and its image, since ids of another data set may be equal."""
+    samples = run.tables["samples"]
+    return samples["image_id"] + " " + samples["sample_id"]
+
+
+def _image_means(run: Run, shared: Collection[str]) -> pd.DataFrame:
+    """Return the mean over heads and over the shared questions of an image: measure, layer, image_id and value."""
     measures, layers = run.extra["measures"], run.extra["layers"]
-    means = nan_mean(run.tensors["values"].double().numpy(), 2)
-    images = run.tables["samples"]["image_id"]
+    chosen = _questions(run).isin(shared).to_numpy()
+    means = nan_mean(run.tensors["values"].double().numpy()[chosen], 2)
+    images = run.tables["samples"].loc[chosen, "image_id"]
     columns = pd.MultiIndex.from_product([layers, measures], names=["layer", "measure"])
-    by_sample = pd.DataFrame(means.reshape(len(means), -1), columns=columns, index=images)
-    by_image = by_sample.groupby(level=0, sort=False).mean()
-    return by_image.stack(["measure", "layer"], future_stack=True).reorder_levels(["measure", "layer", "image_id"])
+    by_sample = pd.DataFrame(means.reshape(len(means), len(columns)), columns=columns, index=images)
+    by_image = by_sample.groupby(level=0, sort=False).mean().stack(["measure", "layer"], future_stack=True)
+    return by_image.rename("value").reset_index()
 
 
 def summary(runs: Mapping[str, Run]) -> pd.DataFrame:

@@ -44,11 +44,16 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
 def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return every model minus the first one, paired over images and Holm-corrected over layers.
 
+    A model that chose among other words than the first one, because its tokenizer has other tokens, is left out.
+
     Returns:
         One row for each model, kind of patch, kind of word, measure and layer.
     """
-    tables = {label: run.tables["per_image"] for label, run in runs.items()}
-    seed = int(next(iter(runs.values())).record["seed"])
+    first = next(iter(runs.values()))
+    words = {label: set(run.extra.get("words", ())) for label, run in runs.items()}
+    alike = [label for label in runs if words[label] == next(iter(words.values()))]
+    tables = {label: runs[label].tables["per_image"] for label in alike}
+    seed = int(first.record["seed"])
     return paired_differences(
         tables, by=("cells", "kind", "measure", "layer"), within=("cells", "kind", "measure"), seed=seed
     )

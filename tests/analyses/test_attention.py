@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -430,6 +431,30 @@ def test_a_planted_difference_between_models_is_found_and_only_that(
         for title in ("Spatial entropy", *(title for name, title in MEASURES.items() if name not in ENTROPIES))
     } < set(drawn)
     assert differences({"plain": found["plain"]}).empty
+
+
+def test_models_are_compared_on_the_questions_that_both_were_asked() -> None:
+    """The second model gave no answer to some questions; what the first one looked at there must not count."""
+    values = np.random.default_rng(0).random((12, 1, 2, 1))  # sample, layer, head, measure
+
+    def stored(label: str, numbers: list[int], shift: float) -> runs.Run:
+        samples = {"sample_id": [f"q{n}" for n in numbers], "image_id": [f"i{n // 2}" for n in numbers]}
+        record: Any = {"label": label, "seed": 0, "measures": ["mass"], "layers": [1]}
+        return runs.Run(
+            label, record, {"samples": pd.DataFrame(samples)}, {"values": torch.from_numpy(values[numbers] + shift)}
+        )
+
+    first, second = stored("first", list(range(12)), 0), stored("second", [n for n in range(2, 12) if n % 4], 0.1)
+    (row,) = (
+        differences({"first": first, "second": second, "third": first}).query("model == 'second'").to_dict("records")
+    )
+    assert (row["score"], row["low"], row["high"]) == pytest.approx((0.1, 0.1, 0.1))
+    assert row["n_images"] == 5
+    other = stored("other", [0], 0)
+    other.tables["samples"]["image_id"] = "of another data set"
+    table = differences({"first": first, "other": other})
+    assert table.empty
+    assert {"measure", "layer", "p_holm"} < set(table)
 
 
 def _noise(_: MLLM, batch: Batch, *, rows: list[list[int]], layers: list[int]) -> Iterator[torch.Tensor]:
