@@ -229,7 +229,10 @@ def _difference(site: Site, pair: Pair, measure: Measure, layer: int, difference
     stamps = (str(site.root), *pair.names, *stamp_of(list(runs.values())))
     table = _changes(measure.key, pair, runs, stamps)
     if table.empty:
-        st.info("This measure is not stored of both models with the same options and images.")
+        st.info(
+            "This measure is not stored of both models such that it can be compared: with the same options and images,"
+            " and where its chance level depends on them, the same number of visual tokens or the same words."
+        )
         return
     at = table[table["layer"] == layer]
     names = table["series"].map(lambda series: series or pair.names[1])

@@ -253,9 +253,13 @@ def image_numbers(measure: Measure, pair: Pair, runs: Sequence[StoredRun], layer
         layer: the layer; by default the mean over layers.
 
     Returns:
-        Columns series, image_id, first, second, difference; empty where the analysis is not stored of both.
+        Columns series, image_id, first, second, difference; empty where the analysis is not stored of both, or its
+        numbers are not comparable (`Measure.alike`).
     """
     columns = ["series", "image_id", "first", "second", "difference"]
+    runs = [run for run in runs if run.model in pair.keys]
+    if len({measure.alike(run) for run in runs} - {()}) > 1:
+        return pd.DataFrame(columns=columns)
     sides = []
     for side in (0, 1):
         keys = [models[side].key for models in pair.shared]

@@ -96,6 +96,16 @@ def over_seeds(values: Sequence[float], bounds: tuple[float, float] = (-np.inf, 
 # --- by layer -------------------------------------------------------------------------------------
 
 
+def comparable(measure: Measure, pair: Pair, runs: Mapping[str, StoredRun]) -> list[tuple[StoredRun, StoredRun]]:
+    """Return the pairs of runs whose difference in a measure means something (`Measure.alike`).
+
+    Args:
+        runs: {key of a model: its run}, all of the same question.
+    """
+    paired = [(runs[a.key], runs[b.key]) for a, b in pair.shared if a.key in runs and b.key in runs]
+    return [(a, b) for a, b in paired if len({measure.alike(a), measure.alike(b)} - {()}) < 2]
+
+
 def by_layer(measure: Measure, pair: Pair, runs: Mapping[str, StoredRun]) -> pd.DataFrame:
     """Return second minus first in every layer.
 
@@ -104,9 +114,9 @@ def by_layer(measure: Measure, pair: Pair, runs: Mapping[str, StoredRun]) -> pd.
 
     Returns:
         Columns series, layer, score, low, high, error (standard error), p_holm (NaN over seeds), n, over. The table is
-        empty where runs are missing or no image is shared.
+        empty where runs are missing or not `comparable`, or no image is shared.
     """
-    paired = [(runs[a.key], runs[b.key]) for a, b in pair.shared if a.key in runs and b.key in runs]
+    paired = comparable(measure, pair, runs)
     columns = ["series", "layer", "score", "low", "high", "error", "p_holm", "n", "over"]
     if not paired:
         return pd.DataFrame(columns=columns)
@@ -167,7 +177,7 @@ def strip(pair: Pair, stored: Stored, measures: Mapping[str, Measure]) -> pd.Dat
 
 def quick_by_layer(measure: Measure, pair: Pair, runs: Mapping[str, StoredRun]) -> pd.DataFrame:
     """Return `by_layer` without the sign-flip test, for hundreds of differences at once."""
-    paired = [(runs[a.key], runs[b.key]) for a, b in pair.shared if a.key in runs and b.key in runs]
+    paired = comparable(measure, pair, runs)
     if len(paired) != 1:
         return _over_seeds(measure, paired) if paired else pd.DataFrame()
     a, b = (by_image(measure, run) for run in paired[0])

@@ -52,6 +52,8 @@ class Measure:
         units: stored run -> columns layer, image_id, value (and `series`): the mean over images is the score.
         neutral: the value that stands for no effect, drawn as a line where there is no other chance level.
         share: whether it is between 0 and 1.
+        alike: stored run -> what two runs must have in common besides their question for their difference to mean
+            something, such as the number of visual tokens where the chance level depends on it; () if not known.
     """
 
     key: str
@@ -63,6 +65,7 @@ class Measure:
     units: Callable[[StoredRun], pd.DataFrame] = field(repr=False)
     neutral: float | None = None
     share: bool = False
+    alike: Callable[[StoredRun], tuple[object, ...]] = field(default=lambda run: (), repr=False)
 
 
 # --- rows of the analyses' tables -----------------------------------------------------------------
@@ -113,6 +116,21 @@ def _heads(run: StoredRun) -> pd.DataFrame:
     ]
     stored = run.table("scores").rename(columns={"vfm": "series"}).groupby(of_layer)[["chance", "n"]].first()
     return pd.DataFrame(rows).merge(stored.reset_index(), on=of_layer)
+
+
+def _number_of_tokens(run: StoredRun) -> tuple[object, ...]:
+    return tuple(run.table("scores").get("n", pd.Series()).unique())
+
+
+def _words_of(run: StoredRun) -> tuple[object, ...]:
+    """Return the words that the logit lens chose among: a tokenizer decides which have a token of their own."""
+    return tuple(sorted(run.record.get("words", ())))
+
+
+def _questions_read(run: StoredRun) -> tuple[object, ...]:
+    """Return the questions whose attention was read, where that depends on what the model answered."""
+    asked_alike = run.record["config"].get("positions", "prompt") == "prompt"
+    return () if asked_alike else tuple(run.table("samples")["sample_id"])
 
 
 def _probe(target: str) -> Callable[[StoredRun], pd.DataFrame]:
@@ -209,6 +227,7 @@ MEASURES: dict[str, Measure] = {
             _cknna,
             _cknna_units,
             share=True,
+            alike=_number_of_tokens,
         ),
         Measure(
             "heads",
@@ -219,6 +238,7 @@ MEASURES: dict[str, Measure] = {
             _heads,
             _heads_units,
             share=True,
+            alike=_number_of_tokens,
         ),
         *(
             Measure(
@@ -250,6 +270,7 @@ MEASURES: dict[str, Measure] = {
                 _lens(kind, "first"),
                 _rows("per_image", kind=kind, measure="first", cells="object"),
                 share=True,
+                alike=_words_of,
             )
             for kind, name in (("class", "class"), ("colour", "color"))
         ),
@@ -303,6 +324,7 @@ MEASURES: dict[str, Measure] = {
                 _rows("layers", measure=measure),
                 _attention_units(measure),
                 share=measure != "mass_ratio",
+                alike=_questions_read,
             )
             for measure, name, explained in (
                 ("mass", "attention on the image", "the share of the answer's attention that the image gets"),

@@ -12,7 +12,7 @@ import pandas as pd
 
 from workbench.errors import RunError
 from workbench.overview.answers import Answered, answered
-from workbench.overview.differences import Pair, by_layer, runs_of
+from workbench.overview.differences import Pair, by_layer, comparable, runs_of
 from workbench.overview.measures import MEASURES, images_words, scores
 from workbench.overview.stored import Stored
 from workbench.summary import Trained, what_was_compared
@@ -101,6 +101,7 @@ def tell(pair: Pair, stored: Stored, layer: int | None = None) -> Story:
     if answers is not None:
         left_out += answers.left_out
     alignment = alignment_of(pair, stored, layer)
+    left_out += _other_tokens(pair, stored)
     cards = (_alignment_card(pair, alignment), _accuracy_card(pair, answers), _disagreement_card(pair, answers))
     return Story(
         pair,
@@ -154,7 +155,7 @@ def alignment_of(pair: Pair, stored: Stored, layer: int | None = None) -> Alignm
     layers = list(changes["layer"])
     wanted = [*([] if layer is None else [layer]), *pair.shared[0][1].layers, *pair.shared[0][0].layers]
     chosen = next((each for each in wanted if each in layers), layers[-1])
-    both = [(a.key, b.key) for a, b in pair.shared if a.key in runs and b.key in runs]
+    both = [(a.model, b.model) for a, b in comparable(CKNNA, pair, runs)]
     table = scores(CKNNA, list(runs.values()))
     table = table[table["series"] == vfm]
     parts = []
@@ -167,6 +168,19 @@ def alignment_of(pair: Pair, stored: Stored, layer: int | None = None) -> Alignm
     keys = [key for side in (0, 1) for key in dict.fromkeys(models[side] for models in both)]
     over = f"{images_words(table['n_images'])} of {runs[keys[0]].record.get('data')}"
     return Alignment(vfm, int(chosen), pd.concat(parts, ignore_index=True), changes, tuple(keys), over)
+
+
+def _other_tokens(pair: Pair, stored: Stored) -> list[str]:
+    """Return a sentence about models whose CKNNA is over different numbers of visual tokens, if there are any."""
+    runs = runs_of(stored, CKNNA.analysis, pair.keys)
+    both = {a.key: b.key for a, b in pair.shared if a.key in runs and b.key in runs}
+    for a, _ in comparable(CKNNA, pair, runs):
+        del both[a.model]
+    return [
+        f"The CKNNA of {first} and of {second} is over different numbers of visual tokens, on which its chance level"
+        " depends: no difference is taken."
+        for first, second in list(both.items())[:1]
+    ]
 
 
 def _alignment_card(pair: Pair, alignment: Alignment | None) -> Card:

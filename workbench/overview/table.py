@@ -81,11 +81,19 @@ def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
 
 
 def _changes(first: Sequence[Model], group: Sequence[Model]) -> list[float]:
-    """Return the differences in accuracy of trainings with the same seed."""
+    """Return the differences in accuracy of trainings with the same seed that were asked the same questions."""
     before, after = (one_per_seed(model for model in models if accuracy_of(model)) for models in (first, group))
     return [
-        accuracy_of(after[seed])["accuracy"] - accuracy_of(before[seed])["accuracy"] for seed in before if seed in after
+        accuracy_of(after[seed])["accuracy"] - accuracy_of(before[seed])["accuracy"]
+        for seed in before
+        if seed in after and _asked(before[seed]) == _asked(after[seed])
     ]
+
+
+def _asked(model: Model) -> tuple[object, ...]:
+    """Return what decides the questions of a model's stored accuracy: their data and its content, and their types."""
+    types = accuracies_of(model)[["category", "n"]].itertuples(index=False, name=None)
+    return model.test_data, model.record.get("test", model.record.get("val")), *types
 
 
 def _row(model: Model, baseline: Model | None) -> dict[str, Any]:

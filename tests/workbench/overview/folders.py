@@ -66,9 +66,10 @@ def cknna(
     *,
     key: str = "",
     created: str = "2026-02-01",
+    tokens: int = 64,
     **config: object,
 ) -> Path:
-    """Write a stored CKNNA run: {layer: score of each image}."""
+    """Write a stored CKNNA run: {layer: score of each image}, of images of `tokens` visual tokens."""
     key = key or f"{abs(hash((model, str(values), str(config)))):012x}"[:12]
     folder = root / f"cknna-{key}"
     folder.mkdir()
@@ -89,7 +90,7 @@ def cknna(
             "null_q95": 0.14,
             "p": 0.01,
             "n_images": len(v),
-            "n": 64,
+            "n": tokens,
             "k": 10,
             "dim": 10,
             "pooling": "within",

@@ -175,6 +175,19 @@ def test_numbers_of_both_groups_are_those_of_the_seeds_that_the_difference_is_ov
     assert alignment.over == "2 images of shapes:val"
 
 
+def test_accuracies_on_different_questions_are_not_subtracted(tmp_path: Path) -> None:
+    for seed in range(3):
+        train(tmp_path, f"baseline-s{seed}", right=SOME, seed=seed)
+        train(tmp_path, f"viral-s{seed}", right=MANY if seed else SOME, seed=seed, aligned=True)
+        folder = train(tmp_path, f"hard-s{seed}", right=[False, False, True, True], seed=seed, aligned=True, weight=3.0)
+        record = json.loads((folder / "training.json").read_text())
+        (folder / "training.json").write_text(json.dumps(record | {"test": "other questions"}))
+    table = variant_rows(read_models(tmp_path), "baseline-s0").set_index("variant")
+    assert table.loc["viral", "difference"] == pytest.approx(np.mean([0, 0.25, 0.25]))
+    assert table.loc["hard", "accuracy"] == 0.5
+    assert table.loc["hard", ["difference", "d_low", "d_high", "p_holm"]].isna().all()
+
+
 def test_a_record_reads_no_table_outside_its_folder(tmp_path: Path) -> None:
     secret = cknna(tmp_path, "viral", {0: [0.5, 0.6]}, key="0" * 12)
     folder = cknna(tmp_path, "viral", {0: [0.1, 0.2]}, key="1" * 12)

@@ -15,7 +15,7 @@ from scipy import stats
 
 from tests.conftest import ROOT
 from tests.workbench.overview.folders import cknna, train
-from workbench.overview.answers import answered
+from workbench.overview.answers import answered, image_numbers
 from workbench.overview.differences import Pair, by_layer, pairs_of, runs_of, strip
 from workbench.overview.measures import MEASURES, scores
 from workbench.overview.models import Models, read_models
@@ -113,6 +113,29 @@ def test_no_difference_is_called_one(tmp_path: Path) -> None:
     assert tell(pair, stored).finding == ("These questions do not show which of baseline and viral is more accurate.")
     words = f"python -m analyses.cknna --model {tmp_path}/baseline {tmp_path}/viral --output_dir {tmp_path}"
     assert tell(pair, stored).cards[0].missing == words
+
+
+def test_no_difference_is_taken_over_different_numbers_of_visual_tokens(tmp_path: Path) -> None:
+    """CKNNA by chance depends on the number of tokens: with fewer of them, equal models would seem to differ."""
+    for name, aligned, tokens in (("baseline", False, 64), ("viral", True, 256)):
+        train(tmp_path, name, right=right(0.5, 0.5), aligned=aligned)
+        cknna(tmp_path, name, {layer: np.linspace(0.2, 0.3, 8) + aligned / 2 for layer in range(3)}, tokens=tokens)
+    pair, stored = one_pair(tmp_path)
+    runs, story = runs_of(stored, "cknna", pair.keys), tell(pair, stored)
+    assert set(runs) == {"baseline", "viral"}
+    assert by_layer(MEASURES["cknna"], pair, runs).empty
+    assert strip(pair, stored, MEASURES).empty
+    assert image_numbers(MEASURES["cknna"], pair, list(runs.values())).empty
+    assert "aligned with" not in story.finding
+    assert story.left_out == (
+        "The CKNNA of baseline and of viral is over different numbers of visual tokens, on which its chance level"
+        " depends: no difference is taken.",
+    )
+    cknna(tmp_path, "viral", {layer: np.linspace(0.2, 0.3, 8) for layer in range(3)}, created="2026-02-02")
+    story = tell(*one_pair(tmp_path))
+    assert story.left_out == ()
+    assert story.alignment is not None
+    assert story.alignment.changes["score"].tolist() == pytest.approx([0, 0, 0])
 
 
 def test_a_training_that_still_runs_is_not_said_to_have_other_data(tmp_path: Path) -> None:
