@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from trainer import distributed
 from trainer.recipe import Recipe
-from workbench.cli import command, parse
+from workbench.cli import command, number_text, parse
 from workbench.errors import ConfigError, RunError
 from workbench.package_files import RECIPES
 
@@ -68,7 +68,7 @@ def run(recipe: Recipe) -> None:
 
     evaluation = train(recipe, sys.argv)
     if distributed.is_main():
-        print(summary(evaluation, recipe.seed).to_string(index=False, float_format="{:.3f}".format))
+        print(summary(evaluation, recipe.seed).to_string(index=False, float_format=number_text))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,17 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+def number_text(value: float) -> str:
+    """Return a number of a printed table with three decimals, or with one digit where these would all be 0.
+
+    So no p-value is 0, and a small difference has a sign. What is smaller than a rounding error is 0.
+    """
+    if abs(value) < 1e-15:
+        return "0.000"
+    text = f"{value:.3f}"
+    return text if float(text) else f"{value:.1g}"
+
+
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
     """Base class for the options of commands that can read them from a file; adds `--config FILE`."""

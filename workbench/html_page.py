@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.claims.shown import EXPLAINED, TITLE, count_verdicts, display_table
+from workbench.cli import number_text
 from workbench.figures import EXPORT, Figure, javascript
 from workbench.files import atomic_file
 from workbench.runs import Run
@@ -165,7 +166,7 @@ def ledger_section(ledger: Run) -> str:
 
 def html_table(table: pd.DataFrame, name: str) -> str:
     """Return a table as HTML, folded if it is long, with a link to the same table as CSV inside the page."""
-    rows = table.to_html(index=False, escape=True, border=0, float_format="{:.3f}".format, na_rep="")
+    rows = table.to_html(index=False, escape=True, border=0, float_format=number_text, na_rep="")
     data = base64.b64encode(table.to_csv(index=False).encode()).decode()
     opened = " open" if len(table) <= LONG else ""
     link = f'<a download="{escape(name)}.csv" href="data:text/csv;base64,{data}">CSV</a>'

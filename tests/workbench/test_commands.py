@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests import tiny
@@ -22,9 +23,10 @@ from workbench.analysis import discover
 from workbench.analysis.command import run as run_analysis
 from workbench.analysis.declaration import Analysis
 from workbench.analysis.discover import analysis_files, load_analyses, words_of
-from workbench.cli import parse
+from workbench.cli import number_text, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import atomic_file, atomic_folder, check_can_make, locked
+from workbench.html_page import html_table
 from workbench.vfm.__main__ import main as show
 from workbench.yaml_config import nearest_key
 
@@ -284,3 +286,24 @@ def test_pages_in_many_threads_read_what_an_analysis_says() -> None:
     finally:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(switch)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.000"),
+        (-1e-17, "0.000"),
+        (0.4996, "0.500"),
+        (0.0004, "0.0004"),
+        (-0.00042, "-0.0004"),
+        (2.4e-5, "2e-05"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+    ],
+)
+def test_a_printed_number_looks_like_0_only_if_it_is(value: float, text: str) -> None:
+    """A p-value is never 0, and the sign of a small difference shows."""
+    assert number_text(value) == text
+    rows = html_table(pd.DataFrame({"p": [value, 0.25]}), "table").split("<p>")[0]
+    assert f"<td>{'' if text == 'nan' else text}</td>" in rows
+    assert "<td>0.250</td>" in rows

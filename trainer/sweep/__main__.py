@@ -28,7 +28,7 @@ from trainer.sweep.comparison import Runs, notes, report, write, write_figure
 from trainer.sweep.results import export, finished
 from trainer.sweep.runner import train_all
 from trainer.sweep.spec import Sweep, check
-from workbench.cli import command, parse
+from workbench.cli import command, number_text, parse
 from workbench.errors import ConfigError, RunError
 from workbench.files import check_can_make
 from workbench.package_files import SWEEPS
@@ -97,7 +97,7 @@ def _print(sweep: Sweep, runs: Runs, name: str) -> None:
     """Print and store the comparison of the finished runs."""
     table = report(sweep, runs)
     lines = [
-        table.drop(columns="against").to_string(index=False, float_format="{:.3f}".format, na_rep=""),
+        table.drop(columns="against").to_string(index=False, float_format=number_text, na_rep=""),
         *notes(sweep, runs, table),
         str(write(sweep, runs, table, name)),
     ]

@@ -12,7 +12,7 @@ from workbench.analysis.declaration import Analysis, Where
 from workbench.analysis.discover import words_of
 from workbench.analysis.execution import execute
 from workbench.analysis.exported import export
-from workbench.cli import ConfigFile, command, parse_with_file
+from workbench.cli import ConfigFile, command, number_text, parse_with_file
 from workbench.files import check_can_make
 from workbench.progress import emit
 from workbench.ranks import Ranks
@@ -38,7 +38,7 @@ def run(analysis: Analysis, argv: list[str]) -> None:
     results = execute(analysis, config, where, [*words, *argv])
     if not Ranks.here().main:
         return
-    summary = analysis.summary(results).to_string(index=False, float_format="{:.3f}".format, na_rep="")
+    summary = analysis.summary(results).to_string(index=False, float_format=number_text, na_rep="")
     sys.stdout.write(f"{summary}\n")
     for label, run in results.items():
         for sentence in _shortened(run.record.get("left_out", ())):

@@ -22,7 +22,7 @@ from workbench.benchmarks.comparison import compared, whole
 from workbench.benchmarks.exchange import benchmark_run, read_answers, read_run, write_answers
 from workbench.benchmarks.paper_table import paper_table, text_of
 from workbench.benchmarks.tables import scores
-from workbench.cli import command, parse
+from workbench.cli import command, number_text, parse
 from workbench.data import load_data
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.errors import ConfigError, RunError
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
         count = write_answers(next(iter(answers.values())), options.write)
         print(f"{options.write}: {count} answers")
     tables = {name: scores(table, seed=0) for name, table in answers.items()}
-    print(whole(compared(tables, answers)).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
+    print(whole(compared(tables, answers)).to_string(index=False, float_format=number_text, na_rep=""))
 
 
 def _named(files: tuple[str, ...]) -> dict[str, Path]:

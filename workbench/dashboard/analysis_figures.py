@@ -40,7 +40,8 @@ def every_figure(site: Site, analysis: str, key: str) -> None:
     for title, figure in drawn_figures.items():
         st.markdown(f"**{plain(title)}**")
         chart(figure, f"{key}-{title}", captions[title])
-    numbers = {c: st.column_config.NumberColumn(format="%.3f") for c in summary.select_dtypes("float")}
+    forms = {name: "%.3g" if name in ("p", "p_holm") else "%.3f" for name in summary.select_dtypes("float")}
+    numbers = {name: st.column_config.NumberColumn(format=form) for name, form in forms.items()}
     st.dataframe(summary, hide_index=True, width="stretch", column_config=numbers, key=f"{key}-table")
     with st.container(horizontal=True):
         st.download_button("Table as CSV", summary.to_csv(index=False), f"{analysis}.csv", "text/csv", key=f"{key}-csv")
