@@ -282,6 +282,25 @@ def holm(p: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray 
     return result
 
 
+def values_by_unit(values: Float[np.ndarray, "row column"], units: Sequence[Hashable]) -> pd.DataFrame:
+    """Return one value for each unit, such as an image, whose mean is the mean of all rows, such as its questions.
+
+    It is the mean plus the unit's first-order effect on it. If all units have equally many rows, it is the mean of the
+    unit's rows; otherwise the mean of these means would be another number than the mean of all rows.
+
+    Args:
+        values: NaN is a missing value.
+        units: the unit of each row.
+
+    Returns:
+        One row for each unit, in the order of their first appearance; NaN for a unit without a value.
+    """
+    table = pd.DataFrame(values)
+    mean = table.mean()
+    effects = table.sub(mean).groupby(list(units), sort=False).sum(min_count=1)
+    return mean + effects * effects.notna().sum() / table.count()
+
+
 def paired_differences(
     tables: Mapping[str, pd.DataFrame],
     *,

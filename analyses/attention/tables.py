@@ -19,7 +19,7 @@ from analyses.attention.questions import (
     Question,
 )
 from workbench.runs import Run
-from workbench.stats import Interval, Kind, holm, mean_intervals, paired_differences, paired_test
+from workbench.stats import Interval, Kind, holm, mean_intervals, paired_differences, paired_test, values_by_unit
 
 UNBOUNDED = ("mass_ratio", "entropy_raw")  # measures, or beginnings of their names, that can be above 1
 
@@ -182,10 +182,10 @@ def chosen_heads(
 def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Subtract the first model from every other, by layer and measure, on the questions that both were asked.
 
-    Which questions are left out can depend on what a model answers (`positions`). Values are means over heads and over
-    an image's questions, paired by image; p_holm corrects over all layers and measures. Interval and p are over images,
-    for these very models: they say nothing about other training seeds. The table is empty for a single model, or for
-    models that share no question.
+    Which questions are left out can depend on what a model answers (`positions`). Values are means over heads, paired
+    by image; every question counts once, as in the scores. p_holm corrects over all layers and measures. Interval and p
+    are over images, for these very models: they say nothing about other training seeds. The table is empty for a single
+    model, or for models that share no question.
     """
     (first, reference), *others = runs.items()
     compared = partial(paired_differences, by=("measure", "layer"), seed=int(reference.record["seed"]))
@@ -203,14 +203,14 @@ def _questions(run: Run) -> pd.Series:
 
 
 def _image_means(run: Run, shared: Collection[str]) -> pd.DataFrame:
-    """Return the mean over heads and over the shared questions of an image: measure, layer, image_id and value."""
+    """Return a value of each image by measure and layer; their mean is that of the heads and shared questions."""
     measures, layers = run.extra["measures"], run.extra["layers"]
     chosen = _questions(run).isin(shared).to_numpy()
     means = nan_mean(run.tensors["values"].double().numpy()[chosen], 2)
     images = run.tables["samples"].loc[chosen, "image_id"]
-    columns = pd.MultiIndex.from_product([layers, measures], names=["layer", "measure"])
-    by_sample = pd.DataFrame(means.reshape(len(means), len(columns)), columns=columns, index=images)
-    by_image = by_sample.groupby(level=0, sort=False).mean().stack(["measure", "layer"], future_stack=True)
+    by_image = values_by_unit(means.reshape(len(means), len(layers) * len(measures)), images.tolist())
+    by_image.columns = pd.MultiIndex.from_product([layers, measures], names=["layer", "measure"])
+    by_image = by_image.rename_axis("image_id").stack(["measure", "layer"], future_stack=True)
     return by_image.rename("value").reset_index()
 
 

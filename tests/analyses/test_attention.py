@@ -434,21 +434,25 @@ def test_a_planted_difference_between_models_is_found_and_only_that(
 
 
 def test_models_are_compared_on_the_questions_that_both_were_asked() -> None:
-    """The second model gave no answer to some questions; what the first one looked at there must not count."""
-    values = np.random.default_rng(0).random((12, 1, 2, 1))  # sample, layer, head, measure
+    """The second model gave no answer to some questions; what the first one looked at there must not count.
 
-    def stored(label: str, numbers: list[int], shift: float) -> runs.Run:
+    The difference is that of the means over questions, also where images have unequal numbers of them.
+    """
+    rng = np.random.default_rng(0)
+    values, gain = rng.random((12, 1, 2, 1)), rng.random((12, 1, 1, 1))  # sample, layer, head, measure
+
+    def stored(label: str, numbers: list[int], share: float) -> runs.Run:
         samples = {"sample_id": [f"q{n}" for n in numbers], "image_id": [f"i{n // 2}" for n in numbers]}
         record: Any = {"label": label, "seed": 0, "measures": ["mass"], "layers": [1]}
-        return runs.Run(
-            label, record, {"samples": pd.DataFrame(samples)}, {"values": torch.from_numpy(values[numbers] + shift)}
-        )
+        tensors = {"values": torch.from_numpy((values + share * gain)[numbers])}
+        return runs.Run(label, record, {"samples": pd.DataFrame(samples)}, tensors)
 
-    first, second = stored("first", list(range(12)), 0), stored("second", [n for n in range(2, 12) if n % 4], 0.1)
-    (row,) = (
-        differences({"first": first, "second": second, "third": first}).query("model == 'second'").to_dict("records")
-    )
-    assert (row["score"], row["low"], row["high"]) == pytest.approx((0.1, 0.1, 0.1))
+    shared = [n for n in range(2, 12) if n % 4]
+    first, second = stored("first", list(range(12)), 0), stored("second", shared, 1)
+    same, row = differences({"first": first, "third": first, "second": second}).to_dict("records")
+    assert (same["model"], same["score"], same["n_images"]) == ("third", 0, 6)
+    assert row["score"] == pytest.approx(gain[shared].mean())
+    assert row["low"] < row["score"] < row["high"]
     assert row["n_images"] == 5
     other = stored("other", [0], 0)
     other.tables["samples"]["image_id"] = "of another data set"

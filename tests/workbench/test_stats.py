@@ -20,6 +20,7 @@ from workbench.stats import (
     sign_flip,
     split_half_ci,
     split_half_test,
+    values_by_unit,
 )
 
 
@@ -178,3 +179,16 @@ def test_bad_values_are_named() -> None:
         paired_test([1.0, 2.0], [1.0, float("nan")])
     with pytest.raises(DataError, match="2 values against 3: expected pairs"):
         paired_test([1, 2], [1, 2, 3])
+
+
+def test_the_mean_of_units_is_the_mean_of_rows() -> None:
+    rng = np.random.default_rng(0)
+    values, units = rng.random((40, 2)), [f"u{n % 7 if n < 30 else 0}" for n in range(40)]
+    values[4, 0] = np.nan
+    values[[n for n, unit in enumerate(units) if unit == "u3"], 1] = np.nan
+    table = values_by_unit(values, units)
+    assert list(table.index) == [f"u{n}" for n in range(7)]
+    assert table.mean().tolist() == pytest.approx(np.nanmean(values, 0))
+    assert table.isna().to_numpy().nonzero()[0].tolist() == [3]
+    rows = rng.random((6, 3))
+    assert np.allclose(values_by_unit(rows, ["a", "b", "c"] * 2), (rows[:3] + rows[3:]) / 2)

@@ -32,8 +32,8 @@ from workbench.overview.stored import StoredRun, options_text
 
 SCORES, DIFFERENCES, IMAGES = "Scores", "Differences", "Single images"
 WEIGHED = (
-    " The mean of these values is the score, in which each class counts the same; so that of a single image can lie"
-    " outside 0 to 1."
+    " The mean of these values is the score, in which each class or question counts the same; so that of a single image"
+    " can lie outside 0 to 1."
 )
 
 

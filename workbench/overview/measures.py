@@ -17,6 +17,7 @@ import pandas as pd
 from workbench.errors import RunError, one_line
 from workbench.intervals import mean_intervals
 from workbench.overview.stored import TENSORS, StoredRun
+from workbench.paired import values_by_unit
 from workbench.training_folder import MEAN
 
 Asked = Literal["like", "readable", "used", "looked", "shaped"]
@@ -184,7 +185,7 @@ def _drop_units(kind: str, **where: object) -> Callable[[StoredRun], pd.DataFram
 
 
 def _attention_units(measure: str) -> Callable[[StoredRun], pd.DataFrame]:
-    """Return a function that gives the mean over heads and over an image's questions of an attention measure."""
+    """Return a function that gives an image's value of an attention measure; every question has the same weight."""
 
     def units(run: StoredRun) -> pd.DataFrame:
         from safetensors import SafetensorError
@@ -199,8 +200,8 @@ def _attention_units(measure: str) -> Callable[[StoredRun], pd.DataFrame]:
         counts = (~np.isnan(of_measure)).sum(2)
         means = np.where(counts > 0, np.nansum(of_measure, 2) / np.maximum(counts, 1), np.nan)
         images = run.table("samples")["image_id"].to_numpy()
-        table = pd.DataFrame(means, columns=run.record["layers"]).groupby(images, sort=False).mean()
-        return table.rename_axis("image_id").reset_index().melt("image_id", var_name="layer", value_name="value")
+        table = values_by_unit(means, images).set_axis(run.record["layers"], axis=1).rename_axis("image_id")
+        return table.reset_index().melt("image_id", var_name="layer", value_name="value")
 
     return units
 
