@@ -16,6 +16,7 @@ from workbench.overview.differences import Over, Pair, over_seeds
 from workbench.overview.measures import Measure, by_image
 from workbench.overview.models import Model
 from workbench.overview.stored import Stored, StoredRun
+from workbench.paired import holm
 from workbench.training_folder import EVALUATION_FILE, MEAN, read_table
 
 ASKED = ["id", "image_id", "category", "answer"]
@@ -76,16 +77,25 @@ class Answered:
     @cached_property
     def p(self) -> float:
         """The p of the difference in accuracy, the mean of types, by the method of its interval."""
+        return self._p(self.table)
+
+    @cached_property
+    def p_holm(self) -> dict[str, float]:
+        """The p of the difference in each question type, with Holm's correction over the types."""
+        p = {str(name): self._p(part) for name, part in self.table.groupby("category", sort=True)}
+        return dict(zip(p, holm(list(p.values())).tolist(), strict=True))
+
+    def _p(self, part: pd.DataFrame) -> float:
+        """Return the p of the difference on some of the questions; every type has the same weight."""
+        types = part["category"]
         if self.pair.over == "seeds":
-            types = self.table["category"]
             means = [
-                [self.table[f"correct:{model.key}"].groupby(types).mean().mean() for model in pair]
+                [part[f"correct:{model.key}"].groupby(types).mean().mean() for model in pair]
                 for pair in self.pair.shared
             ]
             return t_test([b - a for a, b in means])
-        a, b = (self.table[f"correct:{model.key}"].astype(float) for model in self.pair.shared[0])
-        images, types = self.table["image_id"].tolist(), self.table["category"].tolist()
-        return mean_test(b - a, kind="difference", groups=images, strata=types)
+        a, b = (part[f"correct:{model.key}"].astype(float) for model in self.pair.shared[0])
+        return mean_test(b - a, kind="difference", groups=part["image_id"].tolist(), strata=types.tolist())
 
     def outcome(self, a: Model, b: Model) -> pd.Series:
         """Return for each question which of two models is right, one of OUTCOMES with their keys."""

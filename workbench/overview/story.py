@@ -21,6 +21,7 @@ from workbench.training_folder import MEAN
 PageName = Literal["layers", "models", "examples"]
 CKNNA = MEASURES["cknna"]
 FEW_SEEDS = 5
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -249,20 +250,22 @@ def _arrow(first: float, second: float, form: str) -> str:
 def finding(pair: Pair, alignment: Alignment | None, answers: Answered | None) -> str:
     """Return what follows from the intervals, in at most two sentences: about alignment, and about accuracy.
 
-    A difference counts as one if its 95 % interval leaves 0 out.
+    The difference in accuracy counts as one if its 95 % interval leaves 0 out; that of a question type or layer if
+    Holm's p over all of them is below .05. Over seeds, layers have no p, and their intervals decide.
     """
     sentences = []
     if alignment is not None:
         sentences.append(_alignment_sentence(pair, alignment))
     if answers is not None:
-        sentences.append(_accuracy_sentence(pair, answers.by_type))
+        sentences.append(_accuracy_sentence(pair, answers))
     return " ".join(sentences) or "Nothing is stored yet that these models can be compared by."
 
 
 def _alignment_sentence(pair: Pair, alignment: Alignment) -> str:
     changes = alignment.changes
+    clear = changes[~(changes["p_holm"] >= SIGNIFICANT)]
     higher, lower = (
-        sorted(int(layer) for layer in changes["layer"][changes[side] * sign > 0])
+        sorted(int(layer) for layer in clear["layer"][clear[side] * sign > 0])
         for side, sign in (("low", 1), ("high", -1))
     )
     first, second = pair.names
@@ -295,16 +298,17 @@ def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _accuracy_sentence(pair: Pair, by_type: pd.DataFrame) -> str:
-    mean = by_type[by_type["category"] == MEAN].iloc[0]
-    types = by_type[by_type["category"] != MEAN].sort_values("score")
+def _accuracy_sentence(pair: Pair, answers: Answered) -> str:
+    mean = answers.by_type[answers.by_type["category"] == MEAN].iloc[0]
+    types = answers.by_type[answers.by_type["category"] != MEAN].sort_values("score")
     first, second = pair.names
-    better = list(types["category"][types["low"] > 0])[::-1]
-    worse = list(types["category"][types["high"] < 0])
+    clear = types[types["category"].map(answers.p_holm) < SIGNIFICANT]
+    better = list(clear["category"][clear["score"] > 0])[::-1]
+    worse = list(clear["category"][clear["score"] < 0])
     if mean["low"] <= 0 <= mean["high"]:
         text = f"These questions do not show which of {first} and {second} is more accurate"
-        clear = [(word, names) for word, names in (("more", better), ("less", worse)) if names]
-        rest = "; ".join(f"{second} is {word} accurate in {_listed(names)}" for word, names in clear)
+        both = [(word, names) for word, names in (("more", better), ("less", worse)) if names]
+        rest = "; ".join(f"{second} is {word} accurate in {_listed(names)}" for word, names in both)
         return f"{text}{f' on average; {rest}' if rest else ''}."
     ahead = mean["low"] > 0
     named, against = (better, worse) if ahead else (worse, better)

@@ -15,6 +15,7 @@ from scipy import stats
 
 from tests.conftest import ROOT
 from tests.workbench.overview.folders import cknna, train
+from workbench.intervals import mean_test
 from workbench.overview.answers import answered, image_numbers
 from workbench.overview.differences import Pair, by_layer, pairs_of, runs_of, strip
 from workbench.overview.measures import MEASURES, scores
@@ -113,6 +114,20 @@ def test_no_difference_is_called_one(tmp_path: Path) -> None:
     assert tell(pair, stored).finding == ("These questions do not show which of baseline and viral is more accurate.")
     words = f"python -m analyses.cknna --model {tmp_path}/baseline {tmp_path}/viral --output_dir {tmp_path}"
     assert tell(pair, stored).cards[0].missing == words
+
+
+def test_of_several_types_one_is_named_only_after_correction(tmp_path: Path) -> None:
+    """Among eight types without any effect, the interval of one leaves 0 out every third time."""
+    train(tmp_path, "baseline", right=right(0.5, 0.5))
+    train(tmp_path, "viral", right=right(0.625, 0.5), aligned=True)
+    pair, stored = one_pair(tmp_path)
+    answers = answered(pair)
+    colour = answers.by_type.set_index("category").loc["colour"]
+    assert colour["low"] > 0
+    p = mean_test([1.0] * 5 + [0.0] * 35, kind="difference")
+    assert answers.p_holm == pytest.approx({"colour": 2 * p, "count": 1.0})
+    assert 0.025 < p < 0.05
+    assert tell(pair, stored).finding == "viral is more accurate."
 
 
 def test_no_difference_is_taken_over_different_numbers_of_visual_tokens(tmp_path: Path) -> None:
