@@ -130,7 +130,7 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
 def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Subtract the first model from every other, head by head, over the images that both were measured on.
 
-    Models that were measured with another k or number of tokens, or on other data, are left out.
+    Models that were measured with another k or number of tokens, other VFM weights, or on other data, are left out.
     """
     first = next(iter(runs.values()))
     comparable = {label: run for label, run in runs.items() if _question(run) == _question(first)}
@@ -140,7 +140,7 @@ def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def _question(run: Run) -> tuple[object, ...]:
     row = run.tables["scores"].iloc[0]
-    return run.record["data_fingerprint"], row["k"], row["n"]
+    return run.record["data_fingerprint"], row["k"], row["n"], str(run.extra.get("vfm_fingerprints"))
 
 
 def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:

@@ -81,6 +81,7 @@ def _question(run: Run) -> tuple[object, ...]:
     row = _scores(run).iloc[0]
     return (
         run.record["data_fingerprint"],
+        str(run.extra.get("vfm_fingerprints")),  # a folder of a VFM may have had other weights
         run.record["config"]["tokens_per_image"],
         run.record["config"].get("by", "grid"),  # runs from before there was this option are by grid
         run.record["config"].get("final_norm", False),

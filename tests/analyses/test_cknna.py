@@ -16,14 +16,20 @@ from transformers.models.llava_next.modeling_llava_next import get_anyres_image_
 
 from analyses.cknna import ANALYSIS
 from analyses.cknna import run as run_cknna
+from analyses.cknna.comparison import differences
 from analyses.cknna.options import Config
 from tests.conftest import refused, run
 from tests.tiny import build
+from tests.workbench.overview.folders import cknna as stored_cknna
 from workbench import runs
 from workbench.analysis.declaration import Context, vfm_inputs
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM
+from workbench.overview.differences import Pair, by_layer
+from workbench.overview.measures import MEASURES
+from workbench.overview.models import Model
+from workbench.overview.stored import read_stored
 from workbench.vfm import find_vfm, load_vfm
 
 K = 4
@@ -242,3 +248,18 @@ def test_layers_of_the_own_encoder_and_a_vfm_called_own_are_refused(tmp_path: Pa
     with pytest.raises(ConfigError, match=r"vfm is own, .*alignment\.target: encoder"):
         find_vfm("own")
     assert list(vfm_inputs(Config(vfm=("own", "dinov2-small")))) == ["vfm dinov2-small"]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_scores_with_other_weights_of_a_vfm_are_not_subtracted(tmp_path: Path, alike: bool) -> None:
+    """The folder of a VFM keeps its name when its weights are replaced."""
+    found = {}
+    for name, weights in (("baseline", "first"), ("viral", "first" if alike else "second")):
+        folder = stored_cknna(tmp_path, name, {1: [0.1, 0.2, 0.4]}, tokens_per_image=16)
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"vfm_fingerprints": {"dinov2-small": weights}}))
+        found[name] = runs.load(folder)
+    assert len(differences(found)) == alike
+    stored = {run.model: run for run in read_stored(tmp_path).runs}
+    pair = Pair((Model("baseline"),), (Model("viral"),))
+    assert len(by_layer(MEASURES["cknna"], pair, stored)) == alike

@@ -119,8 +119,10 @@ def _heads(run: StoredRun) -> pd.DataFrame:
     return pd.DataFrame(rows).merge(stored.reset_index(), on=of_layer)
 
 
-def _number_of_tokens(run: StoredRun) -> tuple[object, ...]:
-    return tuple(run.table("scores").get("n", pd.Series()).unique())
+def _tokens_and_vfms(run: StoredRun) -> tuple[object, ...]:
+    """Return the number of visual tokens, and the weights of the VFMs that they are compared with."""
+    numbers = tuple(run.table("scores").get("n", pd.Series()).unique())
+    return (*numbers, str(run.record.get("vfm_fingerprints"))) if numbers else ()
 
 
 def _words_of(run: StoredRun) -> tuple[object, ...]:
@@ -228,7 +230,7 @@ MEASURES: dict[str, Measure] = {
             _cknna,
             _cknna_units,
             share=True,
-            alike=_number_of_tokens,
+            alike=_tokens_and_vfms,
         ),
         Measure(
             "heads",
@@ -239,7 +241,7 @@ MEASURES: dict[str, Measure] = {
             _heads,
             _heads_units,
             share=True,
-            alike=_number_of_tokens,
+            alike=_tokens_and_vfms,
         ),
         *(
             Measure(

@@ -102,7 +102,7 @@ def tell(pair: Pair, stored: Stored, layer: int | None = None) -> Story:
     if answers is not None:
         left_out += answers.left_out
     alignment = alignment_of(pair, stored, layer)
-    left_out += _other_tokens(pair, stored)
+    left_out += _not_comparable(pair, stored)
     cards = (_alignment_card(pair, alignment), _accuracy_card(pair, answers), _disagreement_card(pair, answers))
     return Story(
         pair,
@@ -171,15 +171,15 @@ def alignment_of(pair: Pair, stored: Stored, layer: int | None = None) -> Alignm
     return Alignment(vfm, int(chosen), pd.concat(parts, ignore_index=True), changes, tuple(keys), over)
 
 
-def _other_tokens(pair: Pair, stored: Stored) -> list[str]:
-    """Return a sentence about models whose CKNNA is over different numbers of visual tokens, if there are any."""
+def _not_comparable(pair: Pair, stored: Stored) -> list[str]:
+    """Return a sentence about models whose CKNNA is not comparable, if there are any."""
     runs = runs_of(stored, CKNNA.analysis, pair.keys)
     both = {a.key: b.key for a, b in pair.shared if a.key in runs and b.key in runs}
     for a, _ in comparable(CKNNA, pair, runs):
         del both[a.model]
     return [
         f"The CKNNA of {first} and of {second} is over different numbers of visual tokens, on which its chance level"
-        " depends: no difference is taken."
+        " depends, or with other weights of the VFM: no difference is taken."
         for first, second in list(both.items())[:1]
     ]
 

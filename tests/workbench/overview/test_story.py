@@ -144,7 +144,7 @@ def test_no_difference_is_taken_over_different_numbers_of_visual_tokens(tmp_path
     assert "aligned with" not in story.finding
     assert story.left_out == (
         "The CKNNA of baseline and of viral is over different numbers of visual tokens, on which its chance level"
-        " depends: no difference is taken.",
+        " depends, or with other weights of the VFM: no difference is taken.",
     )
     cknna(tmp_path, "viral", {layer: np.linspace(0.2, 0.3, 8) for layer in range(3)}, created="2026-02-02")
     story = tell(*one_pair(tmp_path))
