@@ -40,7 +40,7 @@ def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFr
     """Return the scores of all models, with the paired difference of each mean to that of the first model.
 
     Ratios such as precision have no difference. Nor is there one where a model was asked other questions than the first
-    one, or with another prompt.
+    one, with another prompt, or for another number of answers to each question: drawn answers are no greedy ones.
 
     Args:
         scores: {model: `tables.scores`}.
@@ -66,9 +66,10 @@ def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFr
     return pd.concat(tables, ignore_index=True)
 
 
-def _questions(answers: pd.DataFrame) -> set[tuple[str, ...]]:
-    """Return what was asked: equal ids alone may be those of another data set, or of other labels."""
-    return set(answers[["id", "question", "gold", "options"]].itertuples(index=False, name=None))
+def _questions(answers: pd.DataFrame) -> tuple[set[tuple[str, ...]], int]:
+    """Return what was asked, and how often: equal ids alone may be those of another data set, or of other labels."""
+    questions = answers[["id", "question", "gold", "options"]].itertuples(index=False, name=None)
+    return set(questions), answers["draw"].nunique()
 
 
 def whole(table: pd.DataFrame) -> pd.DataFrame:

@@ -116,6 +116,20 @@ def test_rows_that_do_not_fit_are_named(tmp_path: Path, row: dict[str, Any], mes
         read_answers(file, "pope", SAMPLES)
 
 
+def test_drawn_answers_are_not_compared_with_greedy_ones() -> None:
+    """A drawn answer is worse than the likeliest one, whatever the model."""
+
+    def asked(times: int) -> pd.DataFrame:
+        return pd.DataFrame([answer_row("pope", s, "image", "yes", draw=n) for n in range(times) for s in SAMPLES])
+
+    answers = {"drawn": asked(3), "greedy": asked(1), "drawn too": asked(3)}
+    table = compared({name: scores(of, seed=0) for name, of in answers.items()}, answers)
+    rows = table[(table["measure"] == "accuracy") & (table["category"] == ALL) & (table["scorer"] == "own")]
+    differences = rows.set_index("model")["difference"]
+    assert differences["drawn too"] == 0
+    assert differences[["drawn", "greedy"]].isna().all()
+
+
 def test_answers_to_different_prompts_are_neither_mixed_nor_compared() -> None:
     prompts = {"a": ("lmms", "No"), "b": ("llava", "Yes"), "c": ("lmms", "Yes"), "d": ("llava", "No")}
     answers = {
