@@ -51,7 +51,7 @@ from workbench.mllm.family import Box, VisualTokens
 from workbench.runs import Run
 from workbench.scoring.questions import grids_of, survey
 from workbench.scoring.quiz import Quiz
-from workbench.scoring.tables import change_by_type, changes, drops
+from workbench.scoring.tables import change_by_type, changes, drop_differences, drops
 from workbench.training_folder import MEAN
 
 log = logging.getLogger(__name__)
@@ -331,16 +331,32 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
     )
 
 
+def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Subtract the drop of the first model from that of every other; p_holm corrects over all windows."""
+    samples = {label: run.tables["samples"] for label, run in runs.items()}
+    compared = {label: table[table["kind"] == "knockout"] for label, table in samples.items()}
+    return drop_differences(compared, by=("first", "last"), within=())
+
+
+def _widths(windows: pd.DataFrame) -> pd.Series:
+    """Return how many blocks each window has, in words."""
+    return (windows["last"] - windows["first"] + 1).map(lambda n: f"{n} block{'s' * (n > 1)}")
+
+
 def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """Draw the accuracy drop by window, and by question type without the asked object and without random tokens."""
+    """Draw the accuracy drop by window, its paired difference, and the drop by type without the asked object."""
     table = drops(changes(runs))
     windows = table[(table["kind"] == "knockout") & (table["category"] == MEAN)]
-    windows = windows.assign(
-        layer=windows["first"], width=(windows["last"] - windows["first"] + 1).map("{} blocks".format)
-    )
+    windows = windows.assign(layer=windows["first"], width=_widths(windows))
     figure = fig.layer_curves(windows, y="accuracy drop", kind="width")
     figure.update_xaxes(title="first block of the window")
     drawn = {"Accuracy drop by window of blocks in which no text attends to the image, mean of types": figure}
+    changed = differences(runs)
+    if len(changed):
+        changed = changed.assign(layer=changed["first"], width=_widths(changed))
+        figure = fig.difference_curves(changed, y=f"accuracy drop, minus {changed['against'].iloc[0]}", kind="width")
+        figure.update_xaxes(title="first block of the window")
+        drawn["Accuracy drop by window of blocks: difference, mean of types"] = figure
     objects = table[table["kind"].isin([OBJECT, RANDOM])]
     if len(objects):
         objects = objects.assign(ablated=objects["model"] + " · " + objects["kind"])

@@ -52,7 +52,7 @@ from workbench.mllm import MLLM
 from workbench.runs import Run
 from workbench.scoring.questions import Grid, grids_of, random_order, survey
 from workbench.scoring.quiz import Change, Quiz
-from workbench.scoring.tables import change_by_type, changes, counts_by_type, drops
+from workbench.scoring.tables import change_by_type, changes, counts_by_type, drop_differences, drops
 from workbench.training_folder import MEAN
 
 log = logging.getLogger(__name__)
@@ -403,13 +403,29 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
     return shown.merge(counts, on=named, how="left")
 
 
+def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Subtract the drop of the first model from that of every other; p_holm corrects over the sites of a kind."""
+    samples = {label: run.tables["samples"] for label, run in runs.items()}
+    compared = {label: table[table["kind"].isin(["permute", "mean token"])] for label, table in samples.items()}
+    return drop_differences(compared, by=("site", "kind", "part"), within=("kind", "part"))
+
+
 def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
-    """Draw the accuracy drop by layer; at the encoder by question type for each part, and for every intervention."""
+    """Draw the accuracy drop by layer; at the encoder by question type for each part, and for every intervention.
+
+    The drop by layer has a second figure with the paired difference of the models.
+    """
     table, drop = drops(changes(runs)), "accuracy drop"
     means = table[table["category"] == MEAN]
     curves = means[means["kind"].isin(["permute", "mean token"]) & (means["part"] == "whole")]
     curves = curves.assign(layer=curves["site"].replace("encoder", "-1").astype(int))
     drawn = {"Accuracy drop by layer, mean of types": fig.layer_curves(curves, y=drop, kind="kind")}
+    changed = differences(runs)
+    changed = changed[changed["part"] == "whole"].assign(layer=lambda t: t["site"].replace("encoder", "-1").astype(int))
+    if len(changed):
+        drawn["Accuracy drop by layer: difference, mean of types"] = fig.difference_curves(
+            changed, y=f"{drop}, minus {changed['against'].iloc[0]}", kind="kind"
+        )
     at_encoder = table[table["site"] == "encoder"]
     for part in PARTS:
         permuted = at_encoder[(at_encoder["kind"] == "permute") & (at_encoder["part"] == part)]

@@ -224,8 +224,8 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     assert set(scores["site"]) == {"blocks 2-2", "blocks 1-3", "encoder"}
     assert scores.drop(columns=["p"]).notna().all(axis=None)
     figures = ANALYSIS.figures(found)
-    assert len(figures) == 3
-    assert all("error_y" in trace.to_plotly_json() for figure in list(figures.values())[1:] for trace in figure.data)
+    assert len(figures) == 4
+    assert all("error_y" in trace.to_plotly_json() for figure in list(figures.values())[2:] for trace in figure.data)
     failed = run("analyses.knockout", "--model", models[0], "--widht", "1", code=2)
     assert "did you mean '--width'" in failed.stderr
     assert "Traceback" not in failed.stderr

@@ -334,9 +334,21 @@ def test_the_command_compares_the_pair(runs_folder: Path, tmp_path: Path) -> Non
     assert row["accuracy_after"] == one["correct_after"].mean()
     assert row["kl"] == pytest.approx(one["kl"].mean())
     assert row["n"] == len(one)
-    figures = ANALYSIS.figures(found)
-    assert len(figures) == 5
-    assert all("error_y" in trace.to_plotly_json() for title in list(figures)[1:] for trace in figures[title].data)
+    figures = ANALYSIS.figures({label: found[label] for label in ("baseline", "viral")})
+    assert len(figures) == 6
+    assert all("error_y" in trace.to_plotly_json() for title in list(figures)[2:] for trace in figures[title].data)
+    (changed,) = (figure for title, figure in figures.items() if "difference" in title)
+    mine, other = (found[name].tables["scores"].query("part == 'whole'") for name in ("viral", "baseline"))
+    for (kind,), sites in mine[mine["kind"].isin(["permute", "mean token"])].groupby(["kind"]):
+        (line,) = (trace for trace in changed.data if trace.name == f"viral · {kind}" and trace.mode)
+        assert list(line.x) == [-1, 0, 2]
+        for layer, difference in zip(line.x, line.y, strict=True):
+            site = "encoder" if layer == -1 else str(layer)
+            lost = [
+                t[(t["site"] == site) & (t["kind"] == kind) & (t["category"] == MEAN)]["accuracy_drop"].item()
+                for t in (sites, other)
+            ]
+            assert difference == pytest.approx(lost[0] - lost[1])
     by_layer = figures["Accuracy drop by layer, mean of types"]
     assert sum(trace.fill == "toself" for trace in by_layer.data) == 4
     (chance,) = (trace for trace in by_layer.data if trace.name == "answers at chance")

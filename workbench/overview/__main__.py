@@ -1,7 +1,7 @@
 """Write the short report of two groups of models, from stored results; the dashboard's page Evidence offers the same.
 
     python -m workbench.overview runs
-    python -m workbench.overview runs --baseline baseline --models viral shuffled --out report.html
+    python -m workbench.overview runs --baseline baseline --models viral shuffled --out short.html
 
 A name is a model's folder in the runs folder, or a variant, which stands for all its seeds. Without names, the models
 are those that the dashboard shows first. The summary is about the baseline and the first of the others; the tables have
@@ -36,7 +36,7 @@ class Options:
     """Model or variant that the others are compared with."""
     models: tuple[str, ...] = ()
     """Models or variants that are compared with it."""
-    out: Path = Path("report.html")
+    out: Path = Path("short.html")
     """File to write; an existing one is replaced."""
 
 

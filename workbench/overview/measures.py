@@ -18,6 +18,7 @@ from workbench.errors import RunError, one_line
 from workbench.intervals import mean_intervals
 from workbench.overview.stored import TENSORS, StoredRun
 from workbench.paired import values_by_unit
+from workbench.scoring.tables import drop_by_image
 from workbench.training_folder import MEAN
 
 Asked = Literal["like", "readable", "used", "looked", "shaped"]
@@ -169,19 +170,7 @@ def _drop_units(kind: str, **where: object) -> Callable[[StoredRun], pd.DataFram
     rows = _rows("samples", kind=kind, **where)
 
     def units(run: StoredRun) -> pd.DataFrame:
-        table = _with_layer(rows(run))
-        drop = table["correct_before"].astype(float) - table["correct_after"].astype(float)
-        questions = (
-            table.assign(drop=drop)
-            .groupby(["layer", "id"], sort=False)
-            .agg(drop=("drop", "mean"), image_id=("image_id", "first"), category=("category", "first"))
-            .reset_index()
-        )
-        of_layer = questions.groupby("layer")
-        sizes = questions.groupby(["layer", "category"])["id"].transform("size")
-        weight = of_layer["image_id"].transform("nunique") / (sizes * of_layer["category"].transform("nunique"))
-        weighted = questions.assign(value=questions["drop"] * weight)
-        return weighted.groupby(["layer", "image_id"], sort=False)["value"].sum().reset_index()
+        return drop_by_image(_with_layer(rows(run)), ["layer"])
 
     return units
 

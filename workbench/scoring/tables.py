@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.intervals import mean_interval
-from workbench.paired import paired_test, sums_interval
+from workbench.paired import paired_differences, paired_test, sums_interval
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
@@ -91,6 +91,53 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
         .drop(columns="chance")
         .rename(columns={"accuracy_drop": "score"})
     )
+
+
+def drop_by_image(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return each image's part in the accuracy drop; its mean over images is the drop, as the mean of question types.
+
+    Several rows of one question (random draws of an intervention) are averaged first.
+
+    Args:
+        samples: rows of `Quiz.scored`.
+        by: columns; there is a drop for each combination of their values.
+
+    Returns:
+        Columns `by`, image_id and value.
+    """
+    columns, drop = list(by), samples["correct_before"].astype(float) - samples["correct_after"].astype(float)
+    questions = (
+        samples.assign(drop=drop)
+        .groupby([*columns, "id"], sort=False)
+        .agg(drop=("drop", "mean"), image_id=("image_id", "first"), category=("category", "first"))
+        .reset_index()
+    )
+    asked = questions.groupby(columns)
+    sizes = questions.groupby([*columns, "category"])["id"].transform("size")
+    weight = asked["image_id"].transform("nunique") / (sizes * asked["category"].transform("nunique"))
+    weighted = questions.assign(value=questions["drop"] * weight)
+    return weighted.groupby([*columns, "image_id"], sort=False)["value"].sum().reset_index()
+
+
+def drop_differences(samples: Mapping[str, pd.DataFrame], by: Sequence[str], within: Sequence[str]) -> pd.DataFrame:
+    """Subtract the accuracy drop of the first model from that of every other, on the questions that both were asked.
+
+    Args:
+        samples: {model: rows of `Quiz.scored`}.
+        by: columns; there is a difference for each combination of their values.
+        within: columns of `by`; Holm's correction is made separately for each combination of their values.
+
+    Returns:
+        `workbench.paired.paired_differences`; intervals are over images, for these very models.
+    """
+    first, *others = samples
+    parts = []
+    for name in others:
+        shared = set(samples[first]["id"]) & set(samples[name]["id"])
+        pair = {label: samples[label][samples[label]["id"].isin(shared)] for label in (first, name)}
+        tables = {label: drop_by_image(table, by) for label, table in pair.items()}
+        parts.append(paired_differences(tables, by=by, within=within))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["model", "against", *by, "score"])
 
 
 def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:
