@@ -94,9 +94,11 @@ def drops(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def drop_by_image(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Return each image's part in the accuracy drop; its mean over images is the drop, as the mean of question types.
+    """Return one accuracy drop for each image, whose mean over images is the mean of question types.
 
-    Several rows of one question (random draws of an intervention) are averaged first.
+    It is that mean plus the image's first-order effect on it (as in `workbench.paired.values_by_unit`): an image with
+    many questions has no larger drop for that alone. Several rows of one question (random draws of an intervention) are
+    averaged first.
 
     Args:
         samples: rows of `Quiz.scored`.
@@ -112,11 +114,13 @@ def drop_by_image(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         .agg(drop=("drop", "mean"), image_id=("image_id", "first"), category=("category", "first"))
         .reset_index()
     )
-    asked = questions.groupby(columns)
-    sizes = questions.groupby([*columns, "category"])["id"].transform("size")
-    weight = asked["image_id"].transform("nunique") / (sizes * asked["category"].transform("nunique"))
-    weighted = questions.assign(value=questions["drop"] * weight)
-    return weighted.groupby([*columns, "image_id"], sort=False)["value"].sum().reset_index()
+    of_type, asked = questions.groupby([*columns, "category"])["drop"], questions.groupby(columns)
+    effect = (questions["drop"] - of_type.transform("mean")) / of_type.transform("size")
+    effect *= asked["image_id"].transform("nunique") / asked["category"].transform("nunique")
+    effects = questions.assign(value=effect).groupby([*columns, "image_id"], sort=False)["value"].sum().reset_index()
+    means = of_type.mean().groupby(level=columns).mean().rename("mean").reset_index()  # every type has the same weight
+    table = effects.merge(means, on=columns)
+    return table.assign(value=table["value"] + table["mean"]).drop(columns="mean")
 
 
 def drop_differences(samples: Mapping[str, pd.DataFrame], by: Sequence[str], within: Sequence[str]) -> pd.DataFrame:

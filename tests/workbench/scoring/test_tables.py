@@ -31,6 +31,8 @@ def test_the_mean_of_an_images_parts_is_the_mean_of_types() -> None:
     # color: a loses 1, b half, of four; count: c loses half
     assert by_image["value"].mean() == pytest.approx(((1 + 0.5) / 4 + 0.5) / 2)
     assert set(by_image["image_id"]) == {"one", "two", "three"}
+    # where every answer of a type is lost alike, no image is worse than another, however many questions it has
+    assert drop_by_image(answered([0, 0, 1, 0, 0]), ["site"])["value"].tolist() == pytest.approx([0.5] * 3)
 
 
 def test_a_difference_is_over_the_questions_that_both_models_were_asked() -> None:
