@@ -49,7 +49,8 @@ def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
     """Return one row per variant with finished trainings: means over seeds, intervals and p-values over seeds.
 
     Returns:
-        Columns variant, seeds, SETTINGS, accuracy, low, high, chance, difference, d_low, d_high, p_holm, CKNNA.
+        Columns variant, seeds, SETTINGS, accuracy, low, high, chance, difference, d_low, d_high, p_holm, CKNNA. A
+        single seed has no interval.
     """
     first = tuple(models.variants.get(models.by_key[baseline].variant, ())) if baseline in models.by_key else ()
     rows: list[dict[str, Any]] = []
@@ -62,7 +63,9 @@ def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
         interval = t_interval([row["accuracy"] for row in known], bounds=(0.0, 1.0))
         row: dict[str, Any] = {"variant": variant, "seeds": len(known)}
         row |= {name: known[0][name] for name in SETTINGS}
-        row |= {"accuracy": interval.estimate, "low": interval.low, "high": interval.high, "chance": known[0]["chance"]}
+        row |= {"accuracy": interval.estimate, "chance": known[0]["chance"]}
+        if len(known) > 1:
+            row |= {"low": interval.low, "high": interval.high}
         aligned = [each["CKNNA"] for each in known if np.isfinite(each["CKNNA"])]
         changes = _changes(first, group) if first and first[0].variant != variant else []
         row["CKNNA"] = float(np.mean(aligned)) if aligned else np.nan
@@ -92,7 +95,8 @@ def _changes(first: Sequence[Model], group: Sequence[Model]) -> list[float]:
 
 def _asked(model: Model) -> tuple[object, ...]:
     """Return what decides the questions of a model's stored accuracy: their data and its content, and their types."""
-    types = accuracies_of(model)[["category", "n"]].itertuples(index=False, name=None)
+    table = accuracies_of(model)
+    types = table[[name for name in ("category", "n") if name in table]].itertuples(index=False, name=None)
     return model.test_data, model.record.get("test", model.record.get("val")), *types
 
 

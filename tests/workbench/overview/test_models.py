@@ -135,7 +135,7 @@ def test_a_copied_training_is_no_further_seed(tmp_path: Path) -> None:
     assert pair.over == "images"
     table = variant_rows(models, "baseline").set_index("variant")
     assert table["seeds"].tolist() == [1, 1]
-    assert table[["d_low", "p_holm"]].isna().all(axis=None)
+    assert table[["low", "high", "d_low", "p_holm"]].isna().all(axis=None)
 
 
 def test_accuracies_of_a_variant_are_means_over_its_seeds_with_their_interval(tmp_path: Path) -> None:
