@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
+import pytest
 
 from tests.conftest import ROOT
+from trainer.sweep.comparison import report
+from trainer.sweep.results import finished
+from trainer.sweep.spec import Sweep
+from workbench.cli import parse
+from workbench.training_folder import BEST_ROW, MEAN
 
 LEDGER = ROOT / "docs" / "results" / "ledger"
 JUDGED = ("reproduced", "contradicted", "not shown")
@@ -37,3 +45,61 @@ def test_the_values_by_seed_give_the_values_of_the_claims() -> None:
     change = by_seed["viral-300"] - by_seed["baseline-300"]
     assert abs(change.mean() - ledger.loc["accuracy-300", "ours"]) < 1e-9
     assert len(change) == 6
+
+
+# --- scarce supervision ---------------------------------------------------------------------------
+
+PAGE = ROOT / "docs" / "results" / "data_efficiency.md"
+REPORT = r"\(`python -m trainer\.sweep (\S+) --report --exported (\S+?)(?: .*?)?`"
+ACCURACY, DIFFERENCE = ("accuracy", "low", "high"), ("difference", "d_low", "d_high")
+VARIANTS = {
+    "baseline": "baseline",
+    "VIRAL": "viral",
+    "shuffled targets (control)": "shuffled",
+    "centered targets": "centered",
+    "relation objective": "relation",
+    "the model's own encoder as the target": "encoder",
+    "DINOv2 as the target": "dinov2",
+    "**rival:** baseline with weight decay 5": "decay",
+    "**rival:** baseline with dropout .1": "dropout",
+    "**rival:** baseline with 3000 steps": "longer",
+    "**rival:** baseline that sees EfficientNet-Lite0 as a second encoder": "two_encoders",
+    "VIRAL with weight decay 5": "viral_decay",
+    "baseline, best checkpoint": f"baseline{BEST_ROW}",
+    "baseline, best checkpoint (stopped early)": f"baseline{BEST_ROW}",
+    "VIRAL, best checkpoint": f"viral{BEST_ROW}",
+    "baseline in two stages": "baseline_two_stages",
+    "VIRAL in two stages": "viral_two_stages",
+    "least-aligned heads": "heads",
+    "predict the encoder's features from the last layer": "predict_last",
+    "predict them from layer 3": "predict_middle",
+    "predict those of hidden tokens, last layer": "predict_masked",
+}
+
+
+def printed(row: pd.Series, names: tuple[str, str, str], sign: str = "") -> str:
+    """A score with its interval as the page prints it."""
+    score, low, high = (f"{row[name]:{sign}.3f}".replace("0.", ".", 1) for name in names)
+    return f"{score} [{low}, {high}]"
+
+
+@pytest.mark.parametrize(("sweep", "exported"), sorted(set(re.findall(REPORT, PAGE.read_text()))))
+def test_tables_of_a_sweep_are_those_of_its_exported_runs(sweep: str, exported: str) -> None:
+    """The table above the command that makes it: every accuracy and every difference to the baseline."""
+    spec = parse(Sweep, ["--report", "--exported", exported], prog="", description="", recipe=ROOT / sweep)
+    table = report(spec, finished(spec))
+    mean = table[table["type"] == MEAN]
+    above = PAGE.read_text().split(f"(`python -m trainer.sweep {sweep} ")[0].rpartition("\n|---")[2]
+    lines = [line for line in above.splitlines()[1:] if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    for label, accuracy, difference, *more in rows:
+        if label.isdigit():
+            pair = mean[mean["limit_train"] == int(label)].set_index("variant")
+            assert [accuracy, difference] == [printed(pair.loc[name], ACCURACY) for name in ("baseline", "viral")]
+            assert more[0] == printed(pair.loc["viral"], DIFFERENCE, "+")
+        else:
+            of = mean[mean["variant"] == VARIANTS[label]]
+            row = (of[of["limit_train"] == 300] if "limit_train" in of else of).squeeze()
+            assert accuracy == printed(row, ACCURACY), label
+            assert difference == ("" if label == "baseline" else printed(row, DIFFERENCE, "+")), label
+    assert len(rows) >= 3
