@@ -333,9 +333,7 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Subtract the drop of the first model from that of every other; p_holm corrects over all windows."""
-    samples = {label: run.tables["samples"] for label, run in runs.items()}
-    compared = {label: table[table["kind"] == "knockout"] for label, table in samples.items()}
-    return drop_differences(compared, by=("first", "last"), within=())
+    return drop_differences(runs, lambda samples: samples["kind"] == "knockout", by=("first", "last"))
 
 
 def _widths(windows: pd.DataFrame) -> pd.Series:

@@ -26,8 +26,9 @@ from workbench.data.base import Sample
 from workbench.errors import DataError, WorkbenchError
 from workbench.lens import lens_of, readable
 from workbench.metrics import METRICS
-from workbench.mllm.base import MLLM, logits_at_end, positions_to_keep
+from workbench.mllm.base import MLLM
 from workbench.mllm.family import Batch, VisualTokens
+from workbench.mllm.logits import logits_at_end, positions_to_keep
 from workbench.scoring.quiz import Quiz
 from workbench.spatial.grids import sum_onto_grid, whole_image
 from workbench.spatial.vfm_patches import patches_under

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,8 @@ from scipy import special
 
 from workbench.errors import DataError
 from workbench.intervals import FEW_UNITS, Interval, Kind, finite, mean_interval, mean_intervals
+
+T = TypeVar("T")
 
 ROUNDING = 1e-10  # sums of the same terms in different orders differ by less, relative to the sum of absolute values
 
@@ -343,6 +345,25 @@ def paired_differences(
             families = table.groupby(list(within), sort=False)["p"] if within else table.groupby("model")["p"]
             parts.append(table.assign(p_holm=families.transform(lambda p: holm(p.to_numpy()))))
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def differences_on_shared(
+    items: Mapping[str, T], tables: Callable[[T, T], tuple[pd.DataFrame, pd.DataFrame]], **options: Any
+) -> pd.DataFrame:
+    """Compare every model with the first by `paired_differences`, each on what it shares with the first.
+
+    Args:
+        items: {model: such as its run}.
+        tables: returns the tables of the first model and of another one, on what both have.
+        options: of `paired_differences`.
+    """
+    (first, reference), *others = items.items()
+    parts = [
+        paired_differences(dict(zip((first, name), tables(reference, item), strict=True)), **options)
+        for name, item in others
+    ]
+    full = [part for part in parts if len(part)]
+    return pd.concat(full, ignore_index=True) if full else paired_differences({first: pd.DataFrame()}, **options)
 
 
 @lru_cache(maxsize=2)  # many layers and heads are tested on the same images

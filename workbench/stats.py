@@ -38,7 +38,6 @@ from workbench.paired import split_half_ci as split_half_ci
 from workbench.paired import split_half_test as split_half_test
 from workbench.paired import steps_reached as steps_reached
 from workbench.paired import sums_interval as sums_interval
-from workbench.paired import values_by_unit as values_by_unit
 
 
 @dataclass(frozen=True)

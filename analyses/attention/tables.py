@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -18,8 +17,9 @@ from analyses.attention.questions import (
     Config,
     Question,
 )
+from workbench.paired import differences_on_shared, values_by_unit
 from workbench.runs import Run
-from workbench.stats import Interval, Kind, holm, mean_intervals, paired_differences, paired_test, values_by_unit
+from workbench.stats import Interval, Kind, holm, mean_intervals, paired_test
 
 UNBOUNDED = ("mass_ratio", "entropy_raw")  # measures, or beginnings of their names, that can be above 1
 
@@ -187,13 +187,13 @@ def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     are over images, for these very models: they say nothing about other training seeds. The table is empty for a single
     model, or for models that share no question.
     """
-    (first, reference), *others = runs.items()
-    compared = partial(paired_differences, by=("measure", "layer"), seed=int(reference.record["seed"]))
-    tables = [compared({first: pd.DataFrame()})]  # empty, with its columns
-    for name, run in others:
-        shared = set(_questions(reference)) & set(_questions(run))
-        tables.append(compared({first: _image_means(reference, shared), name: _image_means(run, shared)}))
-    return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    seed = int(next(iter(runs.values())).record["seed"])
+    return differences_on_shared(runs, _on_shared_questions, by=("measure", "layer"), seed=seed)
+
+
+def _on_shared_questions(reference: Run, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    shared = set(_questions(reference)) & set(_questions(run))
+    return _image_means(reference, shared), _image_means(run, shared)
 
 
 def _questions(run: Run) -> pd.Series:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from analyses.permutation import ANALYSIS, Config, Images, _other_images, permute_part
+from analyses.permutation import ANALYSIS, Config
 from analyses.permutation import run as permute
+from analyses.permutation.interventions import Images, _other_images, permute_part
 from tests.conftest import refused, run
 from tests.tiny import build
 from workbench import runs

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from workbench.errors import DataError
+from workbench.paired import values_by_unit
 from workbench.stats import (
     half_splits,
     holm,
@@ -20,7 +21,6 @@ from workbench.stats import (
     sign_flip,
     split_half_ci,
     split_half_test,
-    values_by_unit,
 )
 
 

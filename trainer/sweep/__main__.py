@@ -101,10 +101,8 @@ def _print(sweep: Sweep, runs: Runs, name: str) -> None:
         *notes(sweep, runs, table),
         str(write(sweep, runs, table, name)),
     ]
-    files, missing = write_figure(sweep, runs, table, name, sweep.figures) if sweep.figures else ([], "")
-    lines += map(str, files)
-    if missing:
-        lines.append(f"SVG, PDF and PNG are not among them, since {missing}")
+    if sweep.figures is not None:
+        lines += write_figure(sweep, runs, table, name, sweep.figures)
     sys.stdout.write("\n".join(lines) + "\n")
 
 

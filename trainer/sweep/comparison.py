@@ -218,15 +218,11 @@ def write(sweep: Sweep, runs: Runs, table: pd.DataFrame, name: str) -> Path:
     return target
 
 
-def write_figure(sweep: Sweep, runs: Runs, table: pd.DataFrame, name: str, folder: Path) -> tuple[list[Path], str]:
-    """Write the figure of the page into `folder` as files for a paper.
-
-    Returns:
-        The files, and why there is no SVG, PDF and PNG, "" if there is.
-    """
+def write_figure(sweep: Sweep, runs: Runs, table: pd.DataFrame, name: str, folder: Path) -> list[str]:
+    """Write the figure of the page into `folder` as files for a paper; return their names, and what is missing."""
     from workbench.figures import sweep_figure
     from workbench.figures.caption import Caption
-    from workbench.figures.paper import export
+    from workbench.figures.paper import MISSING, export
 
     mean, seeds = table[table["type"] == MEAN], sorted({job.seed for job, _ in runs})
     counts = mean["seeds"].str.split().map(len)
@@ -235,7 +231,8 @@ def write_figure(sweep: Sweep, runs: Runs, table: pd.DataFrame, name: str, folde
         said += f", {counts.min()} to {counts.max()} of them in a row of the table"
     shows = f"accuracy, mean of question types, and its difference to {sweep.against}, paired by seed"
     caption = Caption(shows, f"{mean['n'].max()} questions of {_evaluated_on(runs)} a training", said, "seeds")
-    return export(folder, {name: sweep_figure(mean)}, {name: caption})
+    files, missing = export(folder, {name: sweep_figure(mean)}, {name: caption})
+    return [*map(str, files), *([MISSING.format(missing)] if missing else [])]
 
 
 def _evaluated_on(runs: Runs) -> str:

@@ -25,6 +25,7 @@ def export(analysis: Analysis, runs: Mapping[str, Run], folder: Path, columns: C
         runs: {label: run}.
         columns: columns of a page, by default as many as each figure needs.
     """
+    from workbench.figures.paper import MISSING
     from workbench.figures.paper import export as write
 
     figures = analysis.figures({plain_name(label): run for label, run in runs.items()})
@@ -32,7 +33,7 @@ def export(analysis: Analysis, runs: Mapping[str, Run], folder: Path, columns: C
     files, missing = write(folder, figures, captions, columns)
     sys.stdout.write(f"{len(figures)} figures in {len(files)} files: {folder}\n")
     if missing:
-        sys.stdout.write(f"SVG, PDF and PNG are not among them, since {missing}\n")
+        sys.stdout.write(f"{MISSING.format(missing)}\n")
 
 
 def caption_of(title: str, figure: Any, runs: Mapping[str, Run]) -> Caption:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from workbench.capture.hidden_states import check_layers, encoder_rows, one_row_per_token, positions_of
 from workbench.errors import ConfigError, ModelError
-from workbench.mllm.base import MLLM, logits_at_end, positions_to_keep
+from workbench.mllm.base import MLLM
 from workbench.mllm.family import Batch
+from workbench.mllm.logits import logits_at_end, positions_to_keep
 
 Site = Literal["encoder", "projector"] | int
 """Where visual tokens are changed: the projector's input, its output (layer 0), or layer l."""

@@ -17,8 +17,9 @@ from transformers.masking_utils import sdpa_mask
 from workbench.capture.attention import attention_implementation, check_uncapped
 from workbench.capture.hidden_states import check_layers
 from workbench.errors import ModelError
-from workbench.mllm.base import MLLM, logits_at_end, positions_to_keep
+from workbench.mllm.base import MLLM
 from workbench.mllm.family import Batch
+from workbench.mllm.logits import logits_at_end, positions_to_keep
 
 
 @dataclass(frozen=True)

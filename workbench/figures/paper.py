@@ -36,6 +36,7 @@ SAMPLE = 46  # pixels, a line in the legend and the space around it
 ROW = 1.8 * TYPE  # pixels, height of a row of the legend
 FLAT = 0.75  # height of a chart of curves, at most, as a share of its width
 FORMS = ("svg", "pdf", "png")  # that a browser makes
+MISSING = "SVG, PDF and PNG are not among them, since {}"  # what a command says where there is no browser
 
 
 def paper_figure(figure: Any, columns: Columns = 1) -> dict[str, Any]:

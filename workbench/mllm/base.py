@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, BatchFeature, LogitsProcessor, LogitsProcessorList
@@ -27,10 +27,10 @@ from workbench.hashing import fingerprint, model_settings, processor_fingerprint
 from workbench.mllm.family import TEXT_INPUTS, Batch, BatchImages, Family, VisualTokens, family_of
 from workbench.mllm.hub_files import loaded_files
 from workbench.mllm.load import load_config, load_model, placement
+from workbench.mllm.logits import Finite
 from workbench.mllm.processors import check_agreement, load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
 from workbench.mllm.texts import ModelTexts
-from workbench.mllm.validate import not_finite
 from workbench.mllm.validate import validate as validate_mllm
 from workbench.plugins import identity
 from workbench.weights.pretrained import hub_options
@@ -327,7 +327,7 @@ class MLLM(ModelTexts):
         self, inputs: Mapping[str, Any], max_new_tokens: int, sampler: LogitsProcessor | None
     ) -> Int[Tensor, "sample token"]:
         """Return the tokens that `generate` appends to each prompt, padded."""
-        processors = LogitsProcessorList([_Finite(self), *([] if sampler is None else [sampler])])
+        processors = LogitsProcessorList([Finite(self), *([] if sampler is None else [sampler])])
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "logits_processor": processors}
         with self.lock:
             ids: Tensor = self.model.generate(**inputs, **options)
@@ -361,21 +361,6 @@ class MLLM(ModelTexts):
         return Batch(BatchFeature(inputs), batch.images, batch.prompts)
 
 
-class _Finite(LogitsProcessor):
-    """Refuses the logits of an overflow, the largest of which would be taken as an answer."""
-
-    def __init__(self, mllm: MLLM) -> None:
-        self.mllm = mllm
-
-    def __call__(
-        self, input_ids: Int[Tensor, "answer s"], scores: Float[Tensor, "answer vocab"]
-    ) -> Float[Tensor, "answer vocab"]:
-        """Return the logits as they are."""
-        if not scores.amax(-1).isfinite().all():
-            raise not_finite(self.mllm)
-        return scores
-
-
 class WeightlessMLLM(MLLM):
     """An MLLM on the meta device, made from a configuration alone.
 
@@ -394,27 +379,3 @@ def upright(images: Sequence[Image.Image | Sequence[Image.Image]]) -> BatchImage
     """Return the images of each sample, upright and in RGB."""
     samples = ([sample] if isinstance(sample, Image.Image) else sample for sample in images)
     return tuple(tuple(upright_rgb(image) for image in sample) for sample in samples)
-
-
-def last_logits(output: Any, batch: Batch) -> Float[Tensor, "sample vocab"]:
-    """Return the logits at the last position of each sample that is not padding."""
-    return logits_at_end(output.logits, batch, 1)[:, 0]
-
-
-def logits_at_end(
-    logits: Float[Tensor, "sample s vocab"], batch: Batch, keep: int
-) -> Float[Tensor, "sample keep vocab"]:
-    """Return the logits at the last `keep` positions of each sample that are not padding, on whichever side that is.
-
-    Args:
-        logits: at the last positions of the batch, as `positions_to_keep` counts them, or at all.
-    """
-    mask = batch.inputs["attention_mask"]
-    last = logits.shape[1] - 1 - mask.flip(1).long().argmax(1)
-    positions = last[:, None] - torch.arange(keep - 1, -1, -1, device=mask.device)
-    return logits[torch.arange(len(mask), device=mask.device)[:, None], positions].float()
-
-
-def positions_to_keep(batch: Batch, keep: int = 1) -> int:
-    """Return how many last positions of the batch contain the last `keep` real tokens of each sample."""
-    return int(batch.inputs["attention_mask"].flip(1).long().argmax(1).max()) + keep

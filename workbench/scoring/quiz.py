@@ -16,8 +16,9 @@ from workbench.capture.edit import Site, check_site, edit, editing
 from workbench.capture.hidden_states import check_layers
 from workbench.capture.knockout import knockout
 from workbench.data.base import Sample
-from workbench.mllm.base import MLLM, logits_at_end, positions_to_keep
+from workbench.mllm.base import MLLM
 from workbench.mllm.family import Batch
+from workbench.mllm.logits import logits_at_end, positions_to_keep
 from workbench.scoring.options import Options
 from workbench.scoring.prefixes import Change as Change
 from workbench.scoring.prefixes import Memory, Prefixes, can_share

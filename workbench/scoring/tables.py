@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.intervals import mean_interval
-from workbench.paired import paired_differences, paired_test, sums_interval
+from workbench.paired import differences_on_shared, paired_test, sums_interval
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
@@ -123,25 +123,36 @@ def drop_by_image(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return table.assign(value=table["value"] + table["mean"]).drop(columns="mean")
 
 
-def drop_differences(samples: Mapping[str, pd.DataFrame], by: Sequence[str], within: Sequence[str]) -> pd.DataFrame:
+def drop_differences(
+    runs: Mapping[str, Run], select: Callable[[pd.DataFrame], pd.Series], by: Sequence[str], within: Sequence[str] = ()
+) -> pd.DataFrame:
     """Subtract the accuracy drop of the first model from that of every other, on the questions that both were asked.
 
+    Models whose runs have other data, options or version than the first one's are left out.
+
     Args:
-        samples: {model: rows of `Quiz.scored`}.
+        runs: {model: run with a table `samples`, the rows of `Quiz.scored`}.
+        select: table of samples -> which rows count.
         by: columns; there is a difference for each combination of their values.
         within: columns of `by`; Holm's correction is made separately for each combination of their values.
 
     Returns:
         `workbench.paired.paired_differences`; intervals are over images, for these very models.
     """
-    first, *others = samples
-    parts = []
-    for name in others:
-        shared = set(samples[first]["id"]) & set(samples[name]["id"])
-        pair = {label: samples[label][samples[label]["id"].isin(shared)] for label in (first, name)}
-        tables = {label: drop_by_image(table, by) for label, table in pair.items()}
-        parts.append(paired_differences(tables, by=by, within=within))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["model", "against", *by, "score"])
+    first = next(iter(runs.values()))
+    samples = {label: run.tables["samples"] for label, run in runs.items() if _question(run) == _question(first)}
+    selected = {label: table[select(table)] for label, table in samples.items()}
+
+    def on_shared(reference: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        shared = set(reference["id"]) & set(other["id"])
+        a, b = (drop_by_image(table[table["id"].isin(shared)], by) for table in (reference, other))
+        return a, b
+
+    return differences_on_shared(selected, on_shared, by=by, within=within)
+
+
+def _question(run: Run) -> tuple[object, ...]:
+    return run.record["version"], run.record["data_fingerprint"], run.record["config"]
 
 
 def accuracy_by_type(samples: pd.DataFrame, *, seed: int) -> list[dict[str, Any]]:

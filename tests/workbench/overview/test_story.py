@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from tests.conftest import ROOT
-from tests.workbench.overview.folders import cknna, train
+from tests.workbench.overview.folders import cknna, patching, train
 from workbench.intervals import mean_test
 from workbench.overview.answers import answered, image_numbers
 from workbench.overview.differences import Pair, by_layer, pairs_of, runs_of, strip
@@ -208,6 +208,18 @@ def test_models_that_were_asked_other_questions_are_named(two: Path) -> None:
     assert story.answered is None
     assert "other was asked 80 questions" in story.left_out[0]
     assert story.cards[1].value == "not known"
+
+
+def test_drops_over_other_questions_have_no_difference(two: Path) -> None:
+    """One model's tokenizer does not tell some options apart, so these questions are left out there alone."""
+    for name, wrong in (("baseline", 3), ("viral", 5)):
+        patching(two, name, "third", wrong=wrong)
+    pair, stored = one_pair(two)
+    assert by_layer(MEASURES["patching"], pair, runs_of(stored, "patching", pair.keys))["score"].tolist() == [0.2] * 2
+    file = two / "patching-viral-third" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"left_out": ["2 questions whose options are alike"]}))
+    pair, stored = one_pair(two)
+    assert by_layer(MEASURES["patching"], pair, runs_of(stored, "patching", pair.keys)).empty
 
 
 def test_a_model_whose_weights_are_gone_still_tells(two: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from workbench.runs import Run
 from workbench.scoring.tables import drop_by_image, drop_differences
 
 QUESTIONS = pd.DataFrame(
@@ -26,6 +27,14 @@ def answered(*after: list[int]) -> pd.DataFrame:
     return pd.concat(draws, ignore_index=True)
 
 
+def run(samples: pd.DataFrame, **record: object) -> Run:
+    return Run("", {"version": 1, "data_fingerprint": "same", "config": {"block": 2}} | record, {"samples": samples})
+
+
+def every(samples: pd.DataFrame) -> pd.Series:
+    return samples["id"].notna()
+
+
 def test_the_mean_of_an_images_parts_is_the_mean_of_types() -> None:
     by_image = drop_by_image(answered([0, 1, 0, 1, 1], [0, 0, 1, 1, 1]), ["site"])
     # color: a loses 1, b half, of four; count: c loses half
@@ -38,15 +47,22 @@ def test_the_mean_of_an_images_parts_is_the_mean_of_types() -> None:
 def test_a_difference_is_over_the_questions_that_both_models_were_asked() -> None:
     first, second = answered([0, 1, 0, 1, 1]), answered([1, 1, 0, 0, 0])
     second = second[second["id"] != "a"]  # such as one whose options have the same tokens in this model
-    (row,) = drop_differences({"A": first, "B": second}, by=("site",), within=()).to_dict("records")
+    (row,) = drop_differences({"A": run(first), "B": run(second)}, every, by=("site",)).to_dict("records")
     # of b, d, e and c: B loses d and e of three colors, A none; both lose c
     assert row["score"] == pytest.approx((2 / 3) / 2)
     assert (row["model"], row["against"], row["site"], row["n_images"]) == ("B", "A", "2", 3)
     assert row["low"] <= row["score"] <= row["high"]
 
 
-def test_one_model_or_no_shared_question_has_no_difference() -> None:
+def test_one_model_or_nothing_shared_has_no_difference() -> None:
     table = answered([0, 1, 0, 1, 1])
-    assert drop_differences({"A": table}, by=("site",), within=()).empty
+    assert drop_differences({"A": run(table)}, every, by=("site",)).empty
     other = table.assign(id=table["id"] + "2")
-    assert drop_differences({"A": table, "B": other}, by=("site",), within=()).empty
+    assert drop_differences({"A": run(table), "B": run(other)}, every, by=("site",)).empty
+
+
+@pytest.mark.parametrize("record", [{"version": 2}, {"data_fingerprint": "another"}, {"config": {"block": 4}}])
+def test_a_model_that_was_measured_otherwise_has_no_difference(record: dict[str, object]) -> None:
+    table = answered([0, 1, 0, 1, 1])
+    runs = {"A": run(table), "B": run(table, **record), "C": run(table)}
+    assert drop_differences(runs, every, by=("site",))["model"].tolist() == ["C"]
