@@ -120,7 +120,7 @@ def parse(
             key = word[2:].split("=")[0].replace("-", "_")
             positive = re.sub(r"(^|\.)no_", r"\1", key)  # data.group for --data.no-group
             name = positive if known.get(positive) is bool else key
-            check_known(name, known, f"option '{word.split('=')[0]}'", renamed, prefix="--")
+            check_known(name, known | {"help": bool}, f"option '{word.split('=')[0]}'", renamed, prefix="--")
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message):

@@ -237,6 +237,7 @@ def test_an_unknown_option_is_one_short_sentence(tmp_path: Path) -> None:
             "unknown value of --device_map 'atuo': expected one of auto, balanced, balanced_low_0, sequential;"
             " did you mean 'auto'?",
         ),
+        (["analyses.all", "--hlep"], "unknown option '--hlep': did you mean '--help'?"),
         (
             ["trainer", "shapes_viral", "--alignment.objective", "cosin"],
             "unknown value of --alignment.objective 'cosin': expected one of cosine, none, predict, relation;"
