@@ -44,6 +44,7 @@ class RunRecord(Environment):
     revision: NotRequired[str | None]
     commit: NotRequired[str | None]  # of the model on the hub
     model_fingerprint: NotRequired[str]
+    trained: NotRequired[str]  # when its training was finished, "" if its folder has none
     data: NotRequired[str]
     left_out: NotRequired[list[str]]  # one sentence each
     seed: NotRequired[int]

@@ -120,6 +120,14 @@ def training_record(folder: Path) -> TrainingRecord:
     return record
 
 
+def trained_at(folder: Path) -> str:
+    """Return when the training in a folder was finished, UTC, "" if there is no readable record of one."""
+    try:
+        return str(json.loads((folder / RECORD_FILE).read_text()).get("created", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
 def training_recipe(folder: Path) -> dict[str, Any]:
     """Return the recipe of a training, finished or not; {} if it is missing or cannot be read."""
     import yaml

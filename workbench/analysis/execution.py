@@ -24,6 +24,7 @@ from workbench.models import check_revision, is_folder, named_models
 from workbench.ranks import Ranks
 from workbench.records import RunRecord
 from workbench.runs import Run
+from workbench.training_folder import trained_at
 from workbench.yaml_config import as_mapping
 
 CHUNKS = ".chunks"  # in the runs folder
@@ -149,6 +150,7 @@ def record_of(
         "revision": requested.revision,
         "commit": getattr(mllm.config, "_commit_hash", None),
         "model_fingerprint": mllm.fingerprint,
+        "trained": trained_at(Path(requested.name)),
         "data": data.name,
         "data_fingerprint": data.fingerprint,
         "left_out": [*data.left_out, *result.left_out],

@@ -14,10 +14,9 @@ import pandas as pd
 
 from workbench.errors import RunError, one_line
 from workbench.files import whole_parquet, whole_safetensors
-from workbench.models import split_name
 from workbench.records import read_run_record
 from workbench.runs import RUN_FILE
-from workbench.training_folder import RECORD_FILE, read_table
+from workbench.training_folder import RECORD_FILE, read_table, trained_at
 
 LEDGER = "claims"  # stored like an analysis, but of no model
 TENSORS = "tensors.safetensors"
@@ -121,14 +120,19 @@ class Stored:
 
 def read_stored(root: Path) -> Stored:
     """Return the analyses that are stored in a runs folder."""
-    runs, broken = [], []
+    found, broken = [], []
     for file in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # a folder whose name begins with a dot is being written
         changed = (_changed(file), _changed(file.parent))
         record = _record(file, changed)
         if isinstance(record, Broken):
             broken.append(record)
         elif record is not None:
-            runs.append(_stored(root, file.parent, record, changed))
+            found.append((file.parent, record, changed))
+    keys = _model_keys(root, [record for _, record, _ in found])
+    runs = [
+        _stored(root, folder, model, record, changed)
+        for (folder, record, changed), model in zip(found, keys, strict=True)
+    ]
     return Stored(tuple(sorted(runs, key=lambda run: run.created, reverse=True)), tuple(broken))
 
 
@@ -151,8 +155,7 @@ def _record(file: Path, changed: tuple[int, int]) -> Mapping[str, Any] | Broken 
     return record
 
 
-def _stored(root: Path, folder: Path, record: Mapping[str, Any], changed: tuple[int, int]) -> StoredRun:
-    model = _model_key(root, record)
+def _stored(root: Path, folder: Path, model: str, record: Mapping[str, Any], changed: tuple[int, int]) -> StoredRun:
     config = dict(record["config"])
     source = config.pop("source", "")  # of patching; a part of the question by itself
     sources = (_key_below(root, source) or source,) if source and isinstance(source, str) else ()
@@ -167,8 +170,17 @@ def _short_hash(content: object) -> str:
 
 def _trained_after(folder: Path, record: Mapping[str, Any]) -> bool:
     """Return whether a training folder was written after a run was stored."""
-    trained = folder / RECORD_FILE
-    return _created(trained, _changed(trained)) > str(record.get("created", ""))
+    return _trained(folder) > str(record.get("created", ""))
+
+
+def _trained(folder: Path) -> str:
+    return _trained_at(folder, _changed(folder / RECORD_FILE))
+
+
+@lru_cache(maxsize=4096)
+def _trained_at(folder: Path, changed: int) -> str:
+    """Return `trained_at`, read again when the record, which was changed at `changed`, has changed."""
+    return trained_at(folder) if changed else ""
 
 
 def _changed(file: Path) -> int:
@@ -178,11 +190,38 @@ def _changed(file: Path) -> int:
         return 0
 
 
-def _model_key(root: Path, record: Mapping[str, Any]) -> str:
-    """Return the key of the model of a run: its folder below `root` if there is one, else its label."""
-    if record["analysis"] == LEDGER:
-        return ""
-    return _key_below(root, str(record.get("model", ""))) or str(record["label"])
+def _model_keys(root: Path, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the key of the model of each run: its folder below `root` if there is one, else its label.
+
+    Where a label is shared by several models, or is a folder below `root`, the key is the whole folder or hub id.
+    """
+    below = [_folder_below(root, record) for record in records]
+    named: dict[str, set[str]] = {}
+    for record, key in zip(records, below, strict=True):
+        if not key:
+            named.setdefault(str(record["label"]), set()).add(_whole_name(record))
+    clear = {label for label, models in named.items() if len(models) == 1 and not (root / label).is_dir()}
+    keys = []
+    for record, key in zip(records, below, strict=True):
+        label = str(record["label"])
+        keys.append("" if record["analysis"] == LEDGER else key or (label if label in clear else _whole_name(record)))
+    return keys
+
+
+def _folder_below(root: Path, record: Mapping[str, Any]) -> str:
+    """Return the folder below `root` of the model of a run, "" if there is none or it has another training."""
+    key = "" if record.get("commit") else _key_below(root, str(record.get("model", "")))
+    trained = record.get("trained")
+    if not key or not trained or _trained_after(root / key, record):
+        return key
+    return key if _trained(root / key) == trained else ""
+
+
+def _whole_name(record: Mapping[str, Any]) -> str:
+    """Return the folder or hub id of the model of a run, with its revision, as a relative path."""
+    model, revision = str(record.get("model", "")), record.get("revision")
+    parts = [part for part in Path(model).parts if part not in (Path(model).anchor, "..")]
+    return ("/".join(parts) or str(record["label"])) + (f"@{revision}" if revision else "")
 
 
 def _key_below(root: Path, model: str) -> str:
@@ -190,21 +229,12 @@ def _key_below(root: Path, model: str) -> str:
 
     A runs folder may have been copied or moved, so the end of the stored path decides.
     """
-    parts = Path(split_name(model)[1]).parts
+    parts = Path(model).parts
     for start in range(len(parts)):
         candidate = Path(*parts[start:])
         if not candidate.is_absolute() and ".." not in candidate.parts and (root / candidate).is_dir():
             return candidate.as_posix()
     return ""
-
-
-@lru_cache(maxsize=4096)
-def _created(file: Path, changed: int) -> str:
-    """Return when a training finished, "" if it has no readable record; `changed` is the file's time."""
-    try:
-        return str(json.loads(file.read_text()).get("created", "")) if changed else ""
-    except (OSError, ValueError, AttributeError):
-        return ""
 
 
 def options_text(run: StoredRun) -> str:

@@ -105,6 +105,30 @@ def test_runs_belong_to_their_folder_wherever_it_was_and_broken_ones_have_reason
     assert read_models(tmp_path, stored.runs).by_key["llava"].state == "elsewhere"
 
 
+def named(folder: Path, **of: object) -> None:
+    """Change what the record of a stored run says of its model."""
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | of))
+
+
+def test_a_hub_model_and_another_training_of_the_same_name_are_no_model_of_this_folder(tmp_path: Path) -> None:
+    root, january = tmp_path / "runs", "2026-01-01T00:00:00+00:00"
+    train(root, "viral", right=SOME, created=january)
+    named(cknna(root, "viral", {0: [0.1, 0.2]}, key="000000000001"), model="/moved/viral", trained=january)
+    named(cknna(root, "viral", {0: [0.3, 0.4]}, key="000000000002"), model="org/viral", commit="c0ffee")
+    named(cknna(root, "viral", {0: [0.5, 0.6]}, key="000000000003"), model="/other/viral", trained="2025-12-01")
+    named(cknna(root, "x", {0: [0.5, 0.6]}, key="000000000004"), label="llava", model="a/llava", commit="1")
+    named(cknna(root, "x", {0: [0.5, 0.6]}, key="000000000005"), label="llava", model="b/llava", commit="2")
+    keys = {run.key[-1]: run.model for run in read_stored(root).runs}
+    assert keys == {
+        "1": "viral",
+        "2": "org/viral",
+        "3": "other/viral",
+        "4": "a/llava",
+        "5": "b/llava",
+    }
+
+
 def test_a_run_of_the_model_before_it_was_trained_anew_is_stale(tmp_path: Path) -> None:
     train(tmp_path, "viral", right=SOME, created="2026-03-01T00:00:00+00:00")
     cknna(tmp_path, "viral", {0: [0.5, 0.6]}, created="2026-02-01T00:00:00+00:00")
