@@ -22,6 +22,7 @@ from workbench.runs import Run
 
 MAX_MAPS = 10  # side by side, at first
 PATCH = "patch"  # in the address: the framed patch, as row,column
+STORED = {"encoder": "tower"}  # the stored name of a representation, where it is not the shown one
 BASES = ("all layers and models", "each model", "each map")
 
 
@@ -37,7 +38,11 @@ def maps(site: Site, shared: Mapping[str, Run]) -> None:
         st.info("No tokens were stored for maps. Run the analysis with `--maps 4`.")
         return
     images = sorted(set.intersection(*(set(table["number"]) for table in tables.values())))
-    names = list(dict.fromkeys(name for label in tables for name in shared[label].extra["map_representations"]))
+    shown = {value: name for name, value in STORED.items()}
+    names = [
+        shown.get(name, name)
+        for name in dict.fromkeys(name for label in tables for name in shared[label].extra["map_representations"])
+    ]
     left, right = st.columns([1, 2], gap="large")
     numbers = {str(row["image_id"]): row["number"] for row in next(iter(tables.values())).to_dict("records")}
     stored = [name for name, number in numbers.items() if number in images]
@@ -51,9 +56,9 @@ def maps(site: Site, shared: Mapping[str, Run]) -> None:
     places = {label: _visual_tokens(table.set_index("number").loc[image]) for label, table in tables.items()}
     tokens = {
         label: {
-            n: shared[label].tensors[f"map.{image}.{n}"].float()
+            n: shared[label].tensors[key].float()
             for n in chosen
-            if f"map.{image}.{n}" in shared[label].tensors
+            if (key := f"map.{image}.{STORED.get(n, n)}") in shared[label].tensors
         }
         for label in tables
     }
@@ -202,7 +207,7 @@ def _about(tokens: Mapping[str, Mapping[str, Tensor]], basis: str) -> str:
     if basis == BASES[2]:
         return text + "Every map has a basis of its own: colors of two maps cannot be compared, only their shapes."
     text += (
-        "The vision encoder (tower) and the VFM have other widths and bases of their own: their colors cannot be"
+        "The vision encoder and the VFM have other widths and bases of their own: their colors cannot be"
         " compared with the layers', only the shapes. "
     )
     if basis == BASES[0] and len(widths) > 1:

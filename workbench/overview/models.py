@@ -127,9 +127,10 @@ class Models:
         return {key for key in self.by_key if Path(key).name in named}
 
     def default(self) -> tuple[str, ...]:
-        """Return the keys to show first: the first variant without an alignment loss, and the first one with it.
+        """Return the keys to show first: of the variants without an alignment loss and of those with it, one each.
 
-        All their seeds are shown. Stage-1 models are left out. The first key is the baseline.
+        It is the one with the most finished seeds, of several the first. All its seeds are shown. Stage-1 models are
+        left out. The first key is the baseline.
         """
         shown = {
             name: [m for m in of if m.state in ("finished", "training") and m.key not in self.starts]
@@ -137,8 +138,8 @@ class Models:
         }
         shown = {name: models for name, models in shown.items() if models}
         first: dict[bool, str] = {}
-        for name, models in shown.items():
-            first.setdefault(models[0].aligned, name)
+        for name in sorted(shown, key=lambda name: -sum(m.state == "finished" for m in shown[name])):  # a stable sort
+            first.setdefault(shown[name][0].aligned, name)
         names = [first[aligned] for aligned in sorted(first)] if len(first) == 2 else list(shown)[:2]
         keys = [model.key for name in names for model in shown[name]]
         return tuple(keys or list(self.by_key)[:2])

@@ -61,6 +61,14 @@ def test_a_stage_that_others_start_from_is_not_shown_first(tmp_path: Path) -> No
     assert read_models(tmp_path).default() == ("baseline", "viral")
 
 
+def test_the_variant_with_the_most_finished_seeds_is_shown_first(tmp_path: Path) -> None:
+    train(tmp_path, "baseline-s0", right=SOME)
+    train(tmp_path, "both-s0", right=SOME, aligned=True, finished=False, weight=0.25)
+    assert read_models(tmp_path).default() == ("baseline-s0", "both-s0")
+    train(tmp_path, "viral-s0", right=SOME, aligned=True)
+    assert read_models(tmp_path).default() == ("baseline-s0", "viral-s0")
+
+
 @pytest.mark.parametrize("file", ["training.json", "training.parquet", "evaluation.parquet", "accuracy.parquet"])
 def test_a_cut_file_makes_a_damaged_model_that_says_which(tmp_path: Path, file: str) -> None:
     folder = train(tmp_path, "model", right=SOME)
