@@ -396,7 +396,7 @@ def read_ids(file: Path) -> list[str]:
         DataError: the file cannot be read, or has no ids.
     """
     try:
-        ids = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        ids = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(
             f"{file} cannot be read ({one_line(error, 100)}): expected ids of questions, one a line"

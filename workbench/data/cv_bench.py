@@ -49,7 +49,7 @@ def cv_bench(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
     rows: list[Row] = []
     files = _files(path)
     for file in files:
-        table = benchmark_table(file, "" if Path(file).is_file() else "test")
+        table = benchmark_table(file, "test")
         check_columns(file, table, ("idx", "task", "question", "choices", "answer", "prompt", "source"))
         column = "image" if "image" in table.column_names else "filename"
         check_columns(file, table, (column,))

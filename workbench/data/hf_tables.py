@@ -35,8 +35,13 @@ class TextTable(list[dict[str, Any]]):
         return TextTable({key: value for key, value in row.items() if key != name} for row in self)
 
 
-def read_table(path: str, split: str) -> Any:
+def read_table(path: str, split: str, usual: str = "train") -> Any:
     """Return the table of a split, with images not decoded.
+
+    Args:
+        path: a file, a folder or a hub id.
+        split: the split; "" is `usual`, or all files of a folder if no name contains a split.
+        usual: the split that is meant where none is named.
 
     Raises:
         DataError: nothing can be loaded, or `datasets` is needed (for all but JSON and CSV) and not installed.
@@ -53,7 +58,7 @@ def read_table(path: str, split: str) -> Any:
         raise DataError(
             f"{shown(path)} contains files ending in {shown(endings)}: expected one of {', '.join(FORMATS)}"
         )
-    files = _of_split(place, files, split) if files else []
+    files = _of_split(place, files, split, usual) if files else []
     _check_git_lfs(files)
     if files and "parquet" not in kinds:
         return TextTable(row for file in files for row in (_csv_rows(file) if kinds == {"csv"} else json_rows(file)))
@@ -67,7 +72,7 @@ def read_table(path: str, split: str) -> Any:
     datasets.logging.set_verbosity(logging.CRITICAL)  # our error says what is wrong, in one sentence
     try:
         if saved:
-            table = datasets.load_from_disk(str(_saved_split(place, saved, split)))
+            table = datasets.load_from_disk(str(_saved_split(place, saved, split, usual)))
         elif files:
             # a cache by content, since that of `datasets` goes by the files' times
             cache = cache_folder(f"datasets/{content_hash(*map(sha256, files))}")
@@ -75,7 +80,7 @@ def read_table(path: str, split: str) -> Any:
                 "parquet", data_files=[str(file) for file in files], split="train", cache_dir=str(cache)
             )
         else:
-            table = datasets.load_dataset(path, split=split or "train")
+            table = datasets.load_dataset(path, split=split or usual)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"data set '{shown(path)}' could not be loaded ({shown(error.__cause__ or error)})") from error
     for name, feature in table.features.items():  # images are decoded later, by our own code
@@ -155,19 +160,19 @@ def _saved_splits(place: Path) -> list[str]:
     return sorted(file.parent.name for file in place.glob("*/state.json"))
 
 
-def _saved_split(place: Path, saved: Sequence[str], split: str) -> Path:
+def _saved_split(place: Path, saved: Sequence[str], split: str, usual: str) -> Path:
     if saved == [""]:
         if split:
             raise DataError(
                 f"{shown(place)} is one table that save_to_disk wrote, without splits: remove split={shown(split, 40)}"
             )
         return place
-    if (split or "train") not in saved:
+    if (split or usual) not in saved:
         raise DataError(
-            f"{shown(place)} has no split {shown(split or 'train', 40)}: expected"
+            f"{shown(place)} has no split {shown(split or usual, 40)}: expected"
             f" {' or '.join(f'split={name}' for name in saved)}"
         )
-    return place / (split or "train")
+    return place / (split or usual)
 
 
 def _check_git_lfs(files: Sequence[Path]) -> None:
@@ -178,7 +183,7 @@ def _check_git_lfs(files: Sequence[Path]) -> None:
                 raise DataError(f"{shown(file)} is a git-lfs pointer: run git lfs pull")
 
 
-def _of_split(place: Path, files: list[Path], split: str) -> list[Path]:
+def _of_split(place: Path, files: list[Path], split: str, usual: str) -> list[Path]:
     """Return the files of one split, by their names below `place`."""
     if not split and len(files) == 1:
         return files
@@ -186,12 +191,12 @@ def _of_split(place: Path, files: list[Path], split: str) -> list[Path]:
         file: set(re.split(r"[^a-z0-9]+", str(file.relative_to(place) if place.is_dir() else file.name).lower()))
         for file in files
     }
-    if named := [file for file in files if (split or "train") in words[file]]:
+    if named := [file for file in files if (split or usual) in words[file]]:
         return named
     known = [name for name in SPLITS if any(name in file_words for file_words in words.values())]
     if split or known:
         raise DataError(
-            f"{place} has no file whose name says split {split or 'train'}: expected"
+            f"{place} has no file whose name says split {split or usual}: expected"
             f" {' or '.join(f'split={name}' for name in known) or 'none'}"
         )
     return files

@@ -174,8 +174,11 @@ def orientation(image: Image.Image) -> int:
 
 
 def _turned(image: Image.Image) -> bool:
-    """Return whether turning exchanges width and height; EXIF after the pixels of a PNG is not read here."""
-    return (image.format != "PNG" or "exif" in image.info) and orientation(image) >= 5
+    """Return whether turning exchanges `image.size`; EXIF after the pixels of a PNG is not read here.
+
+    Of a TIFF, PIL gives the size of the upright image before it is decoded.
+    """
+    return image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info) and orientation(image) >= 5
 
 
 def readable(suffix: str) -> bool:

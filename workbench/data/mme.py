@@ -72,7 +72,7 @@ def mme(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
 
 
 def _table(path: str, images: Path) -> Iterator[Row]:
-    table = benchmark_table(path, "")
+    table = benchmark_table(path, "test")
     check_columns(path, table, ("question_id", "image", "question", "answer", "category"))
     places = images_of_table(table, "image", path, images)
     asked: dict[str, int] = {}
@@ -97,7 +97,8 @@ def _folders(root: Path) -> Iterator[Row]:
                 raise DataError(
                     f"{shown(file)} has no image: expected {file.stem}.jpg or .png in {shown(image_folder)}"
                 )
-            for number, line in enumerate(filter(str.strip, file.read_text(encoding="utf-8").splitlines()), start=1):
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            for number, line in enumerate(filter(str.strip, lines), start=1):
                 where = f"{category}/{file.name} line {number}"
                 question, tab, answer = line.partition("\t")
                 if not tab:

@@ -41,7 +41,7 @@ def mmstar(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         DataError: no such files or columns, or a row that cannot be used; the message names it.
     """
     path, options = spec_options(spec, {"images": ""})
-    table = benchmark_table(path, "")
+    table = benchmark_table(path, "val")
     check_columns(path, table, ("index", "question", "image", "answer", "category", "l2_category"))
     images = images_folder(path, options["images"])
     places = images_of_table(table, "image", path, images)

@@ -54,7 +54,7 @@ def mmvp(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
     labels = check_choice("labels of mmvp", options["labels"], LABELS)
     place = Path(path)
     file = place / "Questions.csv" if (place / "Questions.csv").is_file() else place
-    table = benchmark_table(str(file), "")
+    table = benchmark_table(str(file), "train")
     columns = {name: _column(file, table, names) for name, names in COLUMNS.items()}
     images = images_folder(path, options["images"])
     if not options["images"] and "image" not in table.column_names:

@@ -63,7 +63,7 @@ def pope(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         ]
     images = images_folder(path, options["images"])
     if not files:
-        table = benchmark_table(path, "")
+        table = benchmark_table(path, "test")
         check_columns(path, table, ("question", "answer", "image", "category"))
         places = images_of_table(table, "image", path, images)
         for number, (row, image) in enumerate(zip(table.remove_columns("image"), places, strict=True), start=1):

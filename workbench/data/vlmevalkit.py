@@ -20,10 +20,14 @@ REFERENCE = 64  # characters of an image's cell, at most, that names another row
 def benchmark_table(path: str, split: str) -> Any:
     """Return the table of a benchmark, as `read_table`; one of VLMEvalKit has more columns.
 
+    Args:
+        path: a file, a folder or a hub id.
+        split: the split that the benchmark is, on the hub and in the names of the files of a folder.
+
     Raises:
         DataError: see `read_table`; or an image that is no image and no index of a row with one.
     """
-    table = read_table(path, split)
+    table = read_table(path, "", split)
     if not isinstance(table, TextTable) or not {"index", "image", "question", "answer"} <= set(table.column_names):
         return table
     images = {str(row["index"]): row["image"] for row in table}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
 from PIL import Image
@@ -171,6 +172,37 @@ def test_mme_from_its_folders_and_from_a_table_is_the_same(tmp_path: Path) -> No
         assert [sample.answer for sample in data] == ["yes", "no", "yes", "no"]
         assert [sample.pair for sample in data] == ["count/1.png"] * 2 + ["OCR/1.png"] * 2
     assert [(a.id, a.question, a.image_id) for a in folders] == [(b.id, b.question, b.image_id) for b in table]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_question(tmp_path: Path) -> None:
+    folder = mme_folder(tmp_path / "mme")
+    file = folder / "count" / "1.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert {sample.question for sample in loaded(f"mme:{folder}")} == {
+        f"Is it {color}? Please answer yes or no." for color in ("red", "green")
+    }
+
+
+@pytest.mark.parametrize("written", ["parquet", "save_to_disk"])
+def test_a_benchmark_in_several_files_is_read_whole(written: str, tmp_path: Path) -> None:
+    """As `lmms-lab/MME` and others are on the hub: several files of one split, which is not train."""
+    parts = [
+        [
+            {"question_id": f"{number}.png", "image": stored(number), "category": "count"}
+            | {"question": f"Is it {color}?", "answer": answer}
+            for color, answer in (("red", "Yes"), ("green", "No"))
+        ]
+        for number in range(2)
+    ]
+    folder = tmp_path / "MME"
+    if written == "parquet":
+        (folder / "data").mkdir(parents=True)
+        for number, rows in enumerate(parts):
+            parquet(folder / "data" / f"test-{number:05d}-of-00002.parquet", rows)
+    else:
+        table = datasets.Dataset.from_list([row for rows in parts for row in rows])
+        datasets.DatasetDict({"test": table}).save_to_disk(str(folder))
+    assert loaded(f"mme:{folder}").counts == {"count": 4}
 
 
 def test_what_is_wrong_with_mme_is_one_sentence(tmp_path: Path) -> None:

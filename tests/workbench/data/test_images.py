@@ -69,6 +69,16 @@ def test_a_turned_photograph_is_upright_and_a_film_is_its_first_frame(photo: Ima
     assert np.array_equal(np.asarray(read_image(tmp_path / "film.png")), np.asarray(photo))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_in_the_header_is_that_of_the_upright_image(kind: str, orientation: int) -> None:
+    content, exif = BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(content, kind, exif=exif)
+    upright = (20, 30) if orientation >= 5 else (30, 20)
+    assert image_size(content.getvalue()) == read_image(content.getvalue()).size == upright
+
+
 def test_bad_pictures_are_one_sentence(photo: Image.Image, tmp_path: Path) -> None:
     photo.save(tmp_path / "cut.png")
     whole = (tmp_path / "cut.png").read_bytes()
