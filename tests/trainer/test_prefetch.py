@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.gpu.right_training import recipes
+from tests.trainer.small import TINY
+from trainer.build.toy_llava import connector_inputs
 from trainer.loop import build_trainer
 from trainer.prefetch import Prefetched
 from trainer.recipe import Recipe
 from trainer.setups.conversation import ConversationSetup
+from trainer.setups.packed import PackedSetup
 from workbench.errors import DataError
 from workbench.hashing import fingerprint
 
@@ -70,3 +74,30 @@ def test_a_training_with_prefetched_batches_is_the_same(tmp_path: Path, monkeypa
     for number, recipe in enumerate((computed, lora)):
         plain = weights(recipe, tmp_path / f"plain-{number}", prefetching=False)
         assert plain == weights(recipe, tmp_path / f"prefetched-{number}", prefetching=True)
+
+
+def test_features_of_the_next_batch_do_not_meet_the_projector_that_trains() -> None:
+    """A training step runs the projector while a thread computes the next batch's features with the same model."""
+    ready = PackedSetup.from_recipe(TINY)
+    llava = ready.model.base
+    projector, images = llava.model.multi_modal_projector, [scene[0].image for scene in ready.train.data.scenes[:3]]
+    undisturbed = connector_inputs(llava, ready.processor, images)
+    trained = torch.zeros_like(undisturbed)
+    callers: list[threading.Thread] = []
+
+    def train_meanwhile(*_: object) -> None:
+        step = threading.Thread(target=lambda: projector(trained))
+        step.start()
+        step.join()
+
+    handles = [
+        projector.register_forward_hook(lambda *_: callers.append(threading.current_thread())),
+        llava.model.vision_tower.register_forward_hook(train_meanwhile),
+    ]
+    features = connector_inputs(llava, ready.processor, images)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(features, undisturbed)
+    # a residual, for one, takes its features from the latest pass through the projector
+    assert len(callers) == 1
+    assert callers[0] is not threading.current_thread()

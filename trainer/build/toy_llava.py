@@ -5,6 +5,7 @@ The language model is randomly initialized (a Qwen3 of a few layers) or pretrain
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from trainer.build.language import copy_language_weights, language_config, language_tokenizer
-from trainer.build.second_encoder import llava_class, pad_for_second_encoder, second_encoder_config
+from trainer.build.second_encoder import llava_class, second_encoder_config
 from trainer.model_config import ModelConfig
 from workbench.errors import ConfigError, one_line
 from workbench.hashing import fingerprint, saved_tensors, tokenizer_settings
@@ -291,19 +292,23 @@ def connector_inputs(
 ) -> Float[Tensor, "image token d"]:
     """Return the frozen vision encoder's features of `images`, as the projector receives them.
 
-    A hook on the projector reads them, so that they are what the projector receives at inference.
+    A recorder in the projector's place reads them, so that they are what the projector receives at inference. The
+    projector itself is not used, since a training step may be using it in another thread.
     """
-    captured: list[Tensor] = []
-
-    def capture(projector: nn.Module, args: tuple[Tensor]) -> Tensor:
-        captured.append(args[0])
-        return pad_for_second_encoder(projector, args[0])
-
+    recorder, sharing = _Recorder(), copy(llava.model)
+    sharing.__dict__["_modules"] = dict(llava.model._modules) | {"multi_modal_projector": recorder}
     llava.model.vision_tower.eval()  # a training step puts the whole model into training mode
-    handle = llava.model.multi_modal_projector.register_forward_pre_hook(capture)
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"].to(llava.device)
-    try:
-        llava.get_image_features(pixel_values=pixels)
-    finally:
-        handle.remove()
-    return captured[0]
+    sharing.get_image_features(pixel_values=pixels)
+    assert recorder.features is not None
+    return recorder.features
+
+
+class _Recorder(nn.Module):
+    """Stands in a projector's place and keeps what it receives."""
+
+    features: Tensor | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        self.features = features
+        return features
