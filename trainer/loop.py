@@ -139,6 +139,14 @@ class AlignmentTrainer(Trainer):
         self._batches = []
         return norm  # type: ignore[no-any-return]
 
+    def _get_learning_rate(self) -> float:
+        """Return the rate that `optim.learning_rate` becomes at this step: that of the last parameter group.
+
+        The first one, which transformers would log, is the projector's and may have another rate.
+        """
+        assert self.lr_scheduler is not None
+        return float(self.lr_scheduler.get_last_lr()[-1])
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
