@@ -38,7 +38,7 @@ from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate
 from workbench.cli import parse
 from workbench.data import load_data
-from workbench.errors import ConfigError, RunError, WeightsError
+from workbench.errors import ConfigError, DataError, RunError, WeightsError
 from workbench.files import UMASK
 from workbench.hashing import saved_tensors
 from workbench.mllm import MLLM
@@ -387,6 +387,12 @@ def test_passes_of_a_seed_are_its_own_and_the_last_step_is_logged(tmp_path: Path
         "trainer",
         recipe("stage1"),
         *SMALL,
+        "--optim.learning_rate",
+        "1e-3",
+        "--optim.final_rate",
+        "0.2",
+        "--optim.warmup",
+        "2",
         "--optim.steps",
         "5",
         "--log_every",
@@ -397,7 +403,19 @@ def test_passes_of_a_seed_are_its_own_and_the_last_step_is_logged(tmp_path: Path
         str(tmp_path / "out"),
     )
     log = pd.read_parquet(tmp_path / "out" / "training.parquet")
-    assert log.loc[log["lm_loss"].notna(), "step"].tolist() == [3, 5]
+    trained = log[log["lm_loss"].notna()]
+    assert trained["step"].tolist() == [3, 5]
+    # of the recipe, not of the projector, whose rate fits its inputs; two thirds of the cosine are over at step 5
+    assert trained["learning_rate"].tolist() == pytest.approx([1e-3, 1e-3 * (0.2 + 0.8 * 0.25)])
+
+
+def test_a_question_without_words_is_refused(prepared: PackedSetup) -> None:
+    """As in captions, whose question is the image alone: labels and tokens would not have the same length."""
+    sample = prepared.train.data.scenes[0][0]
+    packed = prepared.train.packer([sample])
+    assert len(packed.labels) == len(packed.input_ids) == len(packed.segments)
+    with pytest.raises(DataError, match=rf"^question {sample.id} .* has no words: expected some"):
+        prepared.train.packer([sample, replace(sample, question=" ")])
 
 
 @pytest.mark.slow

@@ -93,9 +93,16 @@ class Packer:
         """Pack `samples`, which must be about the same image.
 
         Raises:
-            DataError: see `_tokenize`; or the chat template puts different text before the image.
+            DataError: see `_tokenize`; or the chat template puts different text before the image, or no token between
+                the image and an answer, because the question is empty.
         """
         tokenized = [self._token_ids(sample.question, sample.answer) for sample in samples]
+        for sample, (_, question, _) in zip(samples, tokenized, strict=True):
+            if not question:  # the answer would follow the prefix, which has no label
+                raise DataError(
+                    f"question {sample.id} about image {sample.image_name} has no words: expected some, since a toy"
+                    " LLaVA's answers follow a question"
+                )
         prefix = tokenized[0][0]
         if any(other_prefix != prefix for other_prefix, _, _ in tokenized):
             raise DataError(
