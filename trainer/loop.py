@@ -25,7 +25,7 @@ from trainer.evaluation import metrics_of
 from trainer.monitor.cknna import CknnaMonitor, build_cknna_monitor
 from trainer.monitor.guards import FiniteCheck, ImageCheck, check_token_counts
 from trainer.monitor.progress import LastLog, Progress
-from trainer.monitor.warnings import EarlyWarnings, warn_once
+from trainer.monitor.warnings import EarlyWarnings, warn, warn_once
 from trainer.objectives import weight_at
 from trainer.output.checkpoints import UNFINISHED, publish_checkpoint, write_sources
 from trainer.output.model_folder import load_model, save_model
@@ -264,6 +264,27 @@ class AlignmentTrainer(Trainer):
         self.trained_for = self.seconds()
         if self.evaluated_at != self.recipe.optim.steps:  # the Trainer evaluates at its last step by itself
             self.evaluate()
+        if self.recipe.keep_best:
+            self._warn_of_lost_best()
+
+    def _warn_of_lost_best(self) -> None:
+        """Warn if an evaluation had a higher score than `best/`, whose model an interrupted part of the run replaced.
+
+        That happens only if the resumed run did not repeat this part to the bit.
+        """
+        best = distributed.on_main(best_of, self.recipe.output_dir)
+        scores = {
+            row["step"]: row["accuracy/mean"] if "accuracy/mean" in row else -row["val_lm_loss"]
+            for row in self.state.log_history
+            if "accuracy/mean" in row or "val_lm_loss" in row
+        }
+        step = max(scores, key=lambda number: scores[number])
+        if best and scores[step] > best["score"] + 1e-9:
+            warn(
+                self.state,
+                f"best/ holds step {best['step']:g}, but step {step} had the higher score {scores[step]:g}: its model"
+                " was replaced before the run was interrupted, and the resumed run did not repeat that part to the bit",
+            )
 
     def _restore_last_step(self, state: TrainerState) -> None:
         """Continue from a checkpoint of the last step: drop the evaluation of that step, which is repeated."""
@@ -349,9 +370,18 @@ class AlignmentTrainer(Trainer):
         )
 
     def _keep_best(self, score: float) -> None:
-        """Write the model to `best/` if its validation score is the highest so far."""
-        folder = self.recipe.output_dir
-        if not distributed.on_main(lambda: score > best_of(folder).get("score", -math.inf)):
+        """Write the model to `best/` if its validation score is the highest so far.
+
+        A stored model of this step or a later one is of an interrupted part of the run that is being repeated, maybe
+        not to the bit: it does not count.
+        """
+        folder, now = self.recipe.output_dir, self.state.global_step
+
+        def is_best() -> bool:
+            best = best_of(folder)
+            return score > (best["score"] if best and best["step"] < now else -math.inf)
+
+        if not distributed.on_main(is_best):
             return
         state, unfinished = self.whole_state(), folder / UNFINISHED / BEST
 

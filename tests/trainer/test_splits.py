@@ -145,6 +145,31 @@ def test_a_resumed_run_keeps_the_best_of_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_best_model_of_a_later_step_is_not_that_of_the_resumed_run(tmp_path: Path) -> None:
+    """As where a resumed run does not repeat the interrupted one to the bit, such as with other libraries."""
+    folder = tmp_path / "run"
+    settings = replace(TINY, optim=replace(TINY.optim, steps=6), keep_checkpoints=None, output_dir=folder)
+    train(settings, ["test"])
+    shutil.rmtree(folder / "checkpoint-6")
+    (folder / "training.json").unlink()
+    (folder / "best" / "best.json").write_text(json.dumps({"step": 6, "score": 2.0}))
+    state = folder / "checkpoint-4" / "trainer_state.json"
+    content = json.loads(state.read_text())
+    next(row for row in content["log_history"] if row["step"] == 2 and "accuracy/mean" in row)["accuracy/mean"] = 1.5
+    state.write_text(json.dumps(content))
+    sizes = folder / "checkpoint-4" / "files.json"
+    sizes.write_text(json.dumps(json.loads(sizes.read_text()) | {state.name: state.stat().st_size}))
+    train(replace(settings, resume=True), ["test"])
+    log = pd.read_parquet(folder / "training.parquet")
+    last = log[log["accuracy/mean"].notna() & (log["step"] == 6)].iloc[0]
+    record = json.loads((folder / "training.json").read_text())
+    assert record["best"] == {"step": 6, "score": pytest.approx(last["accuracy/mean"])}
+    assert (folder / "best/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    lost = "best/ holds step 6, but step 2 had the higher score 1.5"
+    assert [sentence for sentence in record["warnings"] if lost in sentence]
+
+
+@pytest.mark.slow
 def test_two_processes_choose_the_best_model_that_one_does(tmp_path: Path) -> None:
     words = [
         "--optim.steps",
