@@ -19,8 +19,14 @@ _OR_ANOTHER = (
     r"[.)\]:]*(?:\s*(?:/|&|\bor\b|\band\b)\s*|\s*,\s*(?=[(\[]?[A-Z]\b\W*(?:$|and\b|or\b)))"
     r"[(\[]?([A-Z](?!\w)|[a-z](?=[)\]]))"
 )
+# a letter that is ruled out, as in "not (A)" and "isn't option B"; quotation marks are gone by then
+_DENIED = re.compile(
+    r"\b(?i:(?:not|isnt|neither|nor)\s+(?:the\s+)?(?:(?:answer|option|choice)\s+)?)(?:[(\[][A-Za-z][)\]]|[A-Z](?!\w))"
+)
+_ARTICLE = re.compile(r"^an?\s+", re.IGNORECASE)
 _FRONT = re.compile(r"\bin[\s-]+front\b")
-_ON_THE_SIDE = re.compile(r"\bon\s+(?:(?:its|the)\s+(?=left|right|top|bottom)|(?=left|right))")
+_ON_THE_SIDE = re.compile(r"\bon\s+(?:(?:its|the)\s+)?(?=left|right)")
+_ON_THE_END = re.compile(r"\bon\s+(?:its|the)\s+(?=top|bottom)")
 
 
 def parse_word(answer: str) -> str | None:
@@ -35,14 +41,16 @@ def parse_letter(answer: str, options: Sequence[str], *, texts: bool = True) -> 
     It is a letter that is the whole answer; or comes first, before `.`, `)` or `:`; or is a capital after "answer",
     "option" or "choice" (is); or is the only letter in brackets. Without a letter, it is the option whose text occurs
     in the answer, as whole words; of texts that contain one another, the longest. The article "a", letters within words
-    and answers with two letters ("Option A or B") name none.
+    and answers with two letters ("Option A or B") name none, nor does a letter after "not".
 
     Args:
         options: the texts of the options, in order.
         texts: whether to look for the texts of the options.
     """
     letters = ascii_uppercase[: len(options)]
-    plain = _MARKUP.sub("", answer).strip()
+    plain = _DENIED.sub("", _MARKUP.sub("", answer)).strip()
+    if _may_be_article(plain, options):
+        return None
     matches = {match[1] for match in [_WHOLE.fullmatch(plain), _FIRST.match(plain)] if match}
     matches |= set(_NAMED.findall(plain)) | set(_BRACKETED.findall(plain))
     named = {letter.upper() for letter in matches} & set(letters)
@@ -53,6 +61,18 @@ def parse_letter(answer: str, options: Sequence[str], *, texts: bool = True) -> 
         return named.pop() if len(named) == 1 else None
     option = parse_option(answer, options) if texts else None
     return None if option is None else letters[list(options).index(option)]
+
+
+def _may_be_article(answer: str, options: Sequence[str]) -> bool:
+    """Return whether a capital A may be a letter or an article: "Answer: A dog", where A is a cat and B a dog."""
+    for match in _NAMED.finditer(answer):
+        rest = " ".join(answer[match.end(1) :].lower().split())
+        if match[1] == "A" and answer[match.end(1) :][:1].isspace():
+            things = [" ".join(_ARTICLE.sub("", option).lower().split()) for option in options]
+            named = [number for number, thing in enumerate(things) if re.match(rf"{re.escape(thing)}(?!\w)", rest)]
+            if named and 0 not in named:
+                return True
+    return False
 
 
 def parse_option(answer: str, options: Sequence[str]) -> str | None:
@@ -76,9 +96,11 @@ def parse_option(answer: str, options: Sequence[str]) -> str | None:
 def parse_relation(answer: str, options: Sequence[str]) -> str | None:
     """Return the spatial relation, one of the options, that the answer names alone.
 
-    "On the left" is left, not on; "in-front" and "in front of" are front.
+    "On the left" is left, not on; "in-front" and "in front of" are front. "On the top" is on where top is no option.
     """
     plain = _ON_THE_SIDE.sub("", _FRONT.sub("front", answer.lower()))
+    if "top" in options:
+        plain = _ON_THE_END.sub("", plain)
     return parse_option(plain, options)
 
 

@@ -70,6 +70,27 @@ def test_no_single_option(answer: str) -> None:
     assert parse_letter(answer, COLORS) is None
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ["The answer is not (A)", "It isn't option B.", "The answer is not A", "Answer: A dog", "Neither (A) nor (B)"],
+)
+def test_what_is_ruled_out_or_may_be_an_article_is_no_letter(answer: str) -> None:
+    assert parse_letter(answer, ("a cat", "a dog", "a cow")) is None
+
+
+def test_a_letter_beside_one_that_is_ruled_out_is_read() -> None:
+    animals = ("a cat", "a dog", "a cow")
+    assert parse_letter("The answer is not (A) but (B)", animals) == "B"
+    assert parse_letter("The answer is A cat", animals) == "A"
+    assert parse_letter("The answer is A because a dog has no whiskers", animals) == "A"
+
+
+def test_on_the_top_is_on_where_top_is_no_option() -> None:
+    below = ("on", "under", "left", "right")
+    assert parse_relation("The mug is on the top of the table", below) == "on"
+    assert parse_relation("on the top", ("left", "right", "top", "bottom")) == "top"
+
+
 def test_numbers_are_whole_words() -> None:
     assert parse_letter("12", ("1", "12", "2")) == "B"
     assert parse_letter("There are 2 cups.", ("1", "12", "2")) == "C"
