@@ -217,17 +217,21 @@ def _mme(part: pd.DataFrame) -> Iterator[Mean]:
 
 
 def _cv_bench(part: pd.DataFrame) -> Iterator[Mean]:
-    """Yield CV-Bench's averages: `paper` over rows, `official` over the sources of the images."""
+    """Yield CV-Bench's averages: `paper` over rows, `official` over the sources of the images.
+
+    Those of 2D need both of its tasks; the accuracy of one alone is that of a category.
+    """
     flat = part[part["category"].isin(["Count", "Relation"])]
     deep = part[part["source"] == "Omni3D"]
-    if len(flat):
+    both = flat["category"].nunique() == 2
+    if both:
         yield _questions("paper: 2D", ALL, flat)
-    if set(flat["source"]) == {"ADE20K", "COCO"}:
+    if both and set(flat["source"]) == {"ADE20K", "COCO"}:
         yield _questions("official: 2D", ALL, flat, "source")
     if len(deep):
         yield _questions("official: 3D", ALL, deep)
     shares = {"ADE20K": 0.25, "COCO": 0.25, "Omni3D": 0.5}
-    if set(shares) <= set(part["source"]):
+    if both and set(shares) <= set(part["source"]):
         yield _questions("official: total", ALL, part[part["source"].isin(shares)], "source", shares)
 
 

@@ -11,6 +11,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from tests.workbench.benchmarks.oracle import YesNo, mme_scores, mme_sums, pope_lmms_scores
 from workbench.benchmarks.comparison import POWER, compared, difference, whole
+from workbench.benchmarks.headline import headline
 from workbench.benchmarks.means import means
 from workbench.benchmarks.tables import ALL, answer_row, judged, scores
 from workbench.data.base import Sample
@@ -224,6 +225,16 @@ def test_cv_bench_averages() -> None:
     assert score(table, "accuracy")["majority"] == 1, "every right answer here is A"
 
 
+def test_one_task_of_cv_bench_is_not_called_2d() -> None:
+    rows = [
+        (sample(n, n, "1", ("1", "2"), source=("ADE20K", "COCO", "Omni3D")[n % 3], category="Count"), "A")
+        for n in range(9)
+    ]
+    table = scores(answers_of("cv_bench", rows), seed=0)
+    assert set(table["measure"]).isdisjoint({"paper: 2D", "official: 2D", "official: total"})
+    assert headline(table[table["scorer"] == "own"], "cv_bench", "").name == "cv_bench, accuracy"
+
+
 def test_a_bootstrap_of_a_proportion_is_near_its_interval() -> None:
     values = np.random.default_rng(2).random(400) < 0.3
     interval = sums_interval(
@@ -401,7 +412,8 @@ def test_the_total_of_cv_bench_counts_questions() -> None:
     for number, (source, count) in enumerate([("ADE20K", 2), ("ADE20K", 4), ("COCO", 2), ("Omni3D", 2)]):
         options = ("red", "blue", "green", "grey")[:count]
         for by in range(count):
-            question = sample(number, number, "red", options[by:] + options[:by], source=source, category="Count")
+            task = "Depth" if source == "Omni3D" else ("Count", "Relation")[number % 2]
+            question = sample(number, number, "red", options[by:] + options[:by], source=source, category=task)
             rows.append(answer_row("cv_bench", question, "image", "A", draw=by))
     total = score(scores(pd.DataFrame(rows), seed=0), "official: total")
     assert total["score"] == total["chance"] == pytest.approx(3 / 8 / 4 + 1 / 8 + 1 / 4)
