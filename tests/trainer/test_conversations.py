@@ -246,6 +246,29 @@ def test_rows_are_held_out(tmp_path: Path) -> None:
         load_data(f"llava_json:{file}?split=val&held=10")
 
 
+def test_no_image_is_in_both_splits_where_rows_have_several(tmp_path: Path) -> None:
+    for n in range(12):
+        noise_image(n).save(tmp_path / f"{n}.png")
+    names = [[f"{n}.png"] for n in range(12)] + [[f"{n}.png", f"{n + 1}.png"] for n in range(11)]
+    conversations = [
+        [{"from": "human", "value": "<image>" * len(images) + "what ?"}, {"from": "gpt", "value": "a dog"}]
+        for images in names
+    ]
+    lines = [{"image": i, "conversations": c} for i, c in zip(names, conversations, strict=True)]
+    (tmp_path / "x.json").write_text(json.dumps(lines))
+
+    def part(split: str) -> tuple[set[str], set[str], tuple[str, ...]]:
+        data = load_data(f"llava_json:{tmp_path / 'x.json'}?split={split}&held=4", decode=False)
+        rows = data.conversations
+        return {c.id for c in rows}, {load.name for c in rows for load in c.loads}, data.left_out
+
+    (train, of_train, left_out), (val, of_val, none) = part("train"), part("val")
+    assert not of_train & of_val
+    assert len(val) == 4
+    assert not none
+    assert left_out[0].startswith(f"{23 - len(train) - len(val)} of 23 rows show images of the validation split")
+
+
 def test_missing_images_are_counted_and_named_before_anything_starts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,7 +15,7 @@ from workbench.analysis.declaration import DataOptions
 from workbench.benchmarks.prompts import ONE_WORD, Asked, prompt_of
 from workbench.benchmarks.scorers import scorers_of
 from workbench.data import Dataset
-from workbench.data.base import Sample
+from workbench.data.base import ConversationDataset, Sample
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.errors import DataError, UnknownNameError
 from workbench.mllm.texts import ModelTexts
@@ -23,6 +23,7 @@ from workbench.scoring.options import options_alike
 from workbench.scoring.questions import questions_of
 
 PUNCTUATION = ".,:;?!'\"()"
+ALIKE = 10  # so many questions of a type do not have the same answer by chance
 log = logging.getLogger(__name__)
 
 
@@ -172,6 +173,9 @@ def ask(
         asking, of_tokens = _told_apart(model, asking)
         left_out += of_tokens
     strange = _strange_words(model, asking)
+    if isinstance(data, ConversationDataset) and (rest := len(data.conversations) - len(data)):
+        left_out.append(f"{rest} of {len(data.conversations)} rows are not about one image: not asked")
+    left_out += _one_sided(data, asking) if each else []
     if unscored := sum(sample.answer not in sample.options for sample in data):
         left_out.append(f"{unscored} of {len(data)} questions have no options with the answer among them: not asked")
     if strange:
@@ -183,6 +187,25 @@ def ask(
     for sentence in left_out:
         log.warning("%s", sentence)
     return replace(asking, left_out=left_out)
+
+
+def _one_sided(data: Dataset, asking: Asking) -> list[str]:
+    """Return a sentence if the first questions about the images have the same answer, and later ones others.
+
+    POPE and MME ask about each image in turn what is answered yes and what is answered no.
+    """
+    asked: dict[str, list[str]] = {}
+    every: dict[str, set[str]] = {}
+    for sample in asking.originals.values():
+        asked.setdefault(sample.category, []).append(sample.answer)
+    for sample in data:
+        if sample.answer in sample.options:
+            every.setdefault(sample.category, set()).add(sample.answer)
+    for name, answers in asked.items():
+        if len(answers) >= ALIKE and len(set(answers)) == 1 < len(every[name]):
+            which = f"{len(answers)} questions" + (f" of type {name}" if name else "")
+            return [f"all {which} that are asked have the answer {answers[0]}, others have not: --questions 0 asks all"]
+    return []
 
 
 def _told_apart(model: ModelTexts, asking: Asking) -> tuple[Asking, list[str]]:

@@ -9,11 +9,14 @@ text `1` and another has index 1), the row is refused until the spec has `answer
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
 import re
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from string import ascii_uppercase
 from typing import Any
 
@@ -188,8 +191,11 @@ def _options(where: str, value: Any) -> Options:
 
 
 def _list(text: str) -> list[Any] | None:
-    """Return the list that a text spells, in JSON or as Python prints it; None if it spells none."""
-    for read in (json.loads, ast.literal_eval):
+    """Return the list that a text spells, in JSON or as Python or numpy prints it; None if it spells none.
+
+    numpy puts no commas between texts, which Python would read as one text.
+    """
+    for read in (json.loads, _printed):
         try:
             value = read(text.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -197,6 +203,22 @@ def _list(text: str) -> list[Any] | None:
         if isinstance(value, list | tuple):
             return list(value)
     return None
+
+
+def _printed(text: str) -> Any:
+    """Return the value that Python or numpy printed as a text.
+
+    Raises:
+        SyntaxError, ValueError: the text is no such value.
+    """
+    tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    texts = [token.string for token in tokens if token.type == tokenize.STRING]
+    marks = [token.string for token in tokens if token.type == tokenize.OP]
+    if len(texts) > 1 and marks == ["[", "]"]:
+        return [ast.literal_eval(one) for one in texts]
+    if any(a.type == b.type == tokenize.STRING for a, b in pairwise(t for t in tokens if t.type != tokenize.NL)):
+        raise ValueError("two texts without a comma between them")
+    return ast.literal_eval(text)
 
 
 def _listed(texts: Sequence[str]) -> str:

@@ -16,7 +16,8 @@ out. One warning counts what is left out or not read, with the first row of each
 All images must exist before training starts. `missing=skip` leaves out the rows whose images do not exist,
 `broken=skip` those that cannot be read, and `drop=17,42` the rows with these numbers; a warning counts each. The file
 has no validation split: `split=val&held=500` is 500 random images with all their rows, `split=train&held=500` the rest.
-Which images these are depends only on the number of images and on `held`.
+Which images these are depends only on the number of images and on `held`. A row of several images counts as one; other
+rows that show one of them are in neither split, and counted.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def llava_json(
     check_dropped(file, dropped)
     check_broken(file, broken, len(rows), notes, skip=options["broken"] == "skip")
     if options["split"] != "all":
-        rows = _part(file, rows, options["split"], options["held"])
+        rows = _part(file, rows, options["split"], options["held"], notes)
     paths = [source for _, sources, _ in rows for source in sources if isinstance(source, str)]
     files = image_files(root, set(paths))
     if lost := [path for path in paths if path not in files]:
@@ -167,8 +168,11 @@ class Line(str):
     """A row that is not parsed yet."""
 
 
-def _part(file: Path, rows: list[Row], split: str, held: str) -> list[Row]:
-    """Return the rows of the held-out images (`split` is val), or the other rows; text alone counts as one image."""
+def _part(file: Path, rows: list[Row], split: str, held: str, notes: Notes) -> list[Row]:
+    """Return the rows of the held-out images (`split` is val), or the rows that show none of these images.
+
+    Text alone counts as one image, and so does a row of several images.
+    """
     places = [sources or number for number, (_, sources, _) in enumerate(rows)]
     count = len(set(places))
     if not held.isdigit() or not 0 < int(held) < count:
@@ -177,7 +181,18 @@ def _part(file: Path, rows: list[Row], split: str, held: str) -> list[Row]:
             f" in {shown(file.name)}"
         )
     held_out = set(rows_of_images(places, int(held), 0))
-    return [row for number, row in enumerate(rows) if (number in held_out) == (split == "val")]
+    if split == "val":
+        return [row for number, row in enumerate(rows) if number in held_out]
+    images = {image for number in held_out for image in rows[number][1]}
+    remaining = [row for number, row in enumerate(rows) if number not in held_out]
+    train = [row for row in remaining if images.isdisjoint(row[1])]
+    if not train:
+        raise DataError(
+            f"every row of {shown(file.name)} shows one of {held} held-out images: expected held to be less"
+        )
+    if shared := len(remaining) - len(train):
+        notes.say(f"{shared} of {len(rows)} rows show images of the validation split beside others: in neither split")
+    return train
 
 
 def _rows(file: Path) -> list[tuple[int, Any]]:

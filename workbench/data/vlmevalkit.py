@@ -12,6 +12,7 @@ from typing import Any
 
 from workbench.data.hf_tables import TextTable, read_table
 from workbench.data.images import shown
+from workbench.data.turns import is_empty
 from workbench.errors import DataError
 
 REFERENCE = 64  # characters of an image's cell, at most, that names another row
@@ -47,7 +48,10 @@ def _row(where: str, row: Mapping[str, Any], images: Mapping[str, Any]) -> dict[
         image = images.get(image, "")
         if len(image) <= REFERENCE:
             raise DataError(f"{where} has the image {row['image']}: expected the index of a row that has an image")
-    texts = [str(row[letter]) for letter in ascii_uppercase if row.get(letter) not in (None, "")]
+    letters = [letter for letter in ascii_uppercase if not is_empty(row.get(letter))]
+    if letters != list(ascii_uppercase[: len(letters)]):
+        raise DataError(f"{where} has the options {', '.join(letters)}: expected letters from A without a gap")
+    texts = [str(row[letter]) for letter in letters]
     more: dict[str, Any] = {"question_id": index, "idx": index}
     if texts:
         more |= {

@@ -143,6 +143,8 @@ def _offered(where: str, row: Mapping[str, Any], relation: str, relations: Seque
     named = {parse_relation(str(text), relations) for text in captions} if isinstance(captions, list) else set()
     if relation not in named or len(named - {None}) < 2:
         raise DataError(f"{where} has the captions {str(captions)[:60]}: expected that of {relation} and another one")
+    if None in named or len(named) < len(captions or ()):
+        raise DataError(f"{where} has the captions {str(captions)[:60]}: expected another relation in each")
     return tuple(one for one in relations if one in named)
 
 

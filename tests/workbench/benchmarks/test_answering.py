@@ -21,6 +21,7 @@ from workbench.benchmarks.asking import Asking, PromptOptions, ask
 from workbench.benchmarks.prompts import ONE_WORD
 from workbench.benchmarks.tables import judged
 from workbench.data import Dataset, Sample
+from workbench.data.base import Conversation, ConversationDataset
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.errors import ConfigError, DataError, UnknownNameError
 from workbench.mllm import MLLM
@@ -100,6 +101,30 @@ def test_questions_whose_options_the_model_cannot_tell_apart_are_counted_and_not
     assert len(ask(PromptOptions(), mllm, data, generated=True).originals) == 8
     with pytest.raises(DataError, match=r"6 of 6 questions have two options with the same tokens in .*'Yes' and 'No'"):
         ask(PromptOptions(prompt="llava"), mllm, benchmark("pope", questions(("yes", "no"))))
+
+
+def test_first_questions_that_all_have_one_answer_are_told_of(mllm: MLLM) -> None:
+    """As POPE asks: about each image, first of an object that is there and then of one that is not."""
+    options = ("yes", "no")
+    samples = [
+        Sample(str(n), str(n // 2), lambda n=n: picture(n // 2), "is this red ?", options[n % 2], options, "random")
+        for n in range(24)
+    ]
+    data = benchmark("pope", samples)
+    (sentence,) = ask(PromptOptions(prompt="plain"), mllm, data, each=1).left_out
+    assert sentence == (
+        "all 12 questions of type random that are asked have the answer yes, others have not: --questions 0 asks all"
+    )
+    assert not ask(PromptOptions(prompt="plain"), mllm, data).left_out
+    assert not ask(PromptOptions(prompt="plain"), mllm, benchmark("pope", samples[:6]), each=1).left_out
+
+
+def test_rows_without_one_image_are_counted(mllm: MLLM) -> None:
+    samples = questions()
+    conversations = [Conversation(s.id, ((s.question, s.answer),), (s.load,), (s.image_id,)) for s in samples]
+    text = Conversation("text", (("what color ?", "red"),))
+    data = ConversationDataset("hf:x", [*conversations, text], "x", samples)
+    assert ask(PromptOptions(), mllm, data).left_out == ["1 of 7 rows are not about one image: not asked"]
 
 
 def test_a_typo_in_a_scorer_names_all_that_can_be_chosen(mllm: MLLM) -> None:

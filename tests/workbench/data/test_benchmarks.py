@@ -355,6 +355,16 @@ def test_cv_bench_from_parquet_and_json_lines_is_the_same(tmp_path: Path) -> Non
     assert loaded(f"cv_bench:{tmp_path / 'tables' / 'test_3d.parquet'}").counts == {"Depth": 1}
 
 
+def test_a_table_of_letters_with_a_gap_is_refused(tmp_path: Path) -> None:
+    """The answer C would be the option D otherwise."""
+    image = base64.b64encode(png(0)).decode()
+    row = {"index": 0, "image": image, "question": "How many?", "answer": "C", "A": "1", "B": "", "C": "2", "D": "3"}
+    more = {"category": "count", "task": "Count", "prompt": "p", "source": "COCO"}
+    pd.DataFrame([row | more]).to_csv(tmp_path / "CV-Bench-2D.tsv", sep="\t", index=False)
+    with pytest.raises(DataError, match="row 1 has the options A, C, D: expected letters from A without a gap"):
+        loaded(f"cv_bench:{tmp_path / 'CV-Bench-2D.tsv'}")
+
+
 def test_cv_bench_options_may_be_the_text_of_a_list(tmp_path: Path) -> None:
     (tmp_path / "img").mkdir()
     (tmp_path / "img" / "0.png").write_bytes(png(0))
@@ -455,6 +465,10 @@ def test_whatsup_photographs(
     with pytest.raises(UnknownNameError, match="options of whatsup 'caption'"):
         loaded(f"whatsup:{tmp_path}?subset={subset}&options=caption")
     rows = json.loads((tmp_path / file).read_text())
+    rows[1]["caption_options"][-1] = "A coffee mug and a table"  # leaving it out would raise the chance level
+    (tmp_path / file).write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r"row 2 has the captions .*: expected another relation in each"):
+        loaded(f"whatsup:{tmp_path}?subset={subset}&options=captions")
     rows[0]["caption_options"] = ["A coffee mug", "A table"]
     (tmp_path / file).write_text(json.dumps(rows))
     with pytest.raises(DataError, match=rf"row 1 has the captions .*: expected that of {answers[0]} and another one"):

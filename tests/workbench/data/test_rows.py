@@ -186,6 +186,8 @@ def test_broken_rows_are_skipped_only_where_the_spec_says_so(tmp_path: Path) -> 
         {"choices": ["a cat", "a dog"]},
         {"options": "['a cat', 'a dog']"},
         {"options": '["a cat", "a dog"]'},
+        {"options": "['a cat' 'a dog']"},
+        {"options": "['a cat'\n 'a dog']"},
         {"options": {"A": "a cat", "B": "a dog", "C": None}},
         {"choices": {"text": ["a cat", "a dog"], "label": ["A", "B"]}},
         {"A": "a cat", "B": "a dog", "C": ""},
