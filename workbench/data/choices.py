@@ -150,6 +150,9 @@ def _readings(value: Any, text: str, options: Options, *, explicit: bool) -> dic
         readings["text"] = text
     if (isinstance(value, int) or (explicit and text.isdecimal())) and 0 <= int(text) < len(options.texts):
         readings["index"] = options.texts[int(text)]
+    # a label that is a number, as some rows of ARC have
+    if not text.isalpha() and text in options.letters:
+        readings["letter"] = options.texts[options.letters.index(text)]
     if isinstance(value, str) and (letter := LETTER.fullmatch(text)):
         name = (letter[1] or letter[2]).upper()
         if name in options.letters:
@@ -195,10 +198,13 @@ def _list(text: str) -> list[Any] | None:
 
     numpy puts no commas between texts, which Python would read as one text.
     """
+    text = text.strip()
+    if not text.startswith(("[", "(", "'", '"')):
+        return None
     for read in (json.loads, _printed):
         try:
-            value = read(text.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = read(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError):
             continue
         if isinstance(value, list | tuple):
             return list(value)
@@ -209,7 +215,7 @@ def _printed(text: str) -> Any:
     """Return the value that Python or numpy printed as a text.
 
     Raises:
-        SyntaxError, ValueError: the text is no such value.
+        SyntaxError, ValueError, TokenError: the text is no such value.
     """
     tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
     texts = [token.string for token in tokens if token.type == tokenize.STRING]

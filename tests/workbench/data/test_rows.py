@@ -244,6 +244,21 @@ def test_answers_that_cannot_be_known_are_refused_with_the_row(
     assert "row 2" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "answer", ["it's", "('", "['a dog", "[\\", "'what' she said", '"""', "(\x0c", "['a', 'b' 'c']"]
+)
+def test_an_answer_that_begins_like_a_list_is_a_text(answer: str, tmp_path: Path) -> None:
+    (conversation,) = asked(tmp_path, {"answer": answer}).conversations
+    assert conversation.turns[0][1] == answer.strip()
+
+
+def test_labels_that_are_numbers_are_no_indices(tmp_path: Path) -> None:
+    choices = {"text": ["a cat", "a dog", "a cow"], "label": ["1", "2", "3"]}
+    assert asked(tmp_path, {"choices": choices, "answer": "1"})[0].answer == "a cat"
+    with pytest.raises(DataError, match=r"'1' can mean 'a dog' \(index\) and 'a cat' \(letter\)"):
+        asked(tmp_path, {"choices": choices, "answer": 1})
+
+
 def test_the_spec_can_say_how_answers_are_meant(tmp_path: Path) -> None:
     rows = [{"options": ["1", "2", "3"], "answer": 1}, {"options": ["1", "2", "3"], "answer": "2"}]
     assert [s.answer for s in asked(tmp_path, *rows, options="?answer=index")] == ["2", "3"]
