@@ -73,7 +73,8 @@ def mmstar(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
 def _split(question: str) -> tuple[str, tuple[str, ...]]:
     """Return the question and its options, which a text may have at its end; without them, the text and ()."""
     text, marker, end = question.rpartition("Options:")
-    parts = re.split(r"(?:^|,?\s+)([A-J])[:.]\s", f" {end.strip()}")
+    mark = ":" if end.lstrip().startswith("A:") else "."  # after every letter; "vitamin C. A" after A: is a text
+    parts = re.split(rf"(?:^|,?\s+)([A-J]){re.escape(mark)}\s", f" {end.strip()}")
     letters, options = parts[1::2], tuple(part.strip().rstrip(",").rstrip() for part in parts[2::2])
     if not marker or letters != list(ascii_uppercase[: len(letters)]) or len(options) < 2:
         return question, ()

@@ -401,6 +401,8 @@ def test_mmstar_options_in_the_question_or_in_columns(tmp_path: Path) -> None:
 
 def test_mmstar_questions_without_options_are_left_as_they_are() -> None:
     assert _split("Which?\nOptions: A: x. B: y") == ("Which?", ("x", "y"))
+    assert _split("Which? Options: A: vitamin C. and D, B: E. coli") == ("Which?", ("vitamin C. and D", "E. coli"))
+    assert _split("Which? Options: A. 1, B. 2") == ("Which?", ("1", "2"))
     assert _split("What Options: are there?") == ("What Options: are there?", ())
     assert _split("Which? Options: B: x, A: y") == ("Which? Options: B: x, A: y", ())
 
