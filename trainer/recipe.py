@@ -91,7 +91,7 @@ class OptimConfig:
     learning_rate: Annotated[float, Ge(0)] = 1.5e-3
     """Peak learning rate, at the end of the warm-up."""
     final_rate: Annotated[float, Ge(0), Le(1)] = 0.05
-    """Learning rate at the last step, as a fraction of `learning_rate`."""
+    """Learning rate that the cosine reaches after the last step, as a fraction of `learning_rate`."""
     warmup: Annotated[int, Ge(0)] = 80
     """Optimizer steps in which the learning rate rises from 0 to `learning_rate`."""
     weight_decay: Annotated[float, Ge(0)] = 0.05

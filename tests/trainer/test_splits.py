@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 from tests.conftest import ROOT, launch, refused, run
@@ -142,6 +143,26 @@ def test_a_resumed_run_keeps_the_best_of_before(tmp_path: Path) -> None:
         assert (whole / name).read_bytes() == (stopped / name).read_bytes(), name
     for name in ("evaluation.parquet", "best/evaluation.parquet"):
         assert pd.read_parquet(whole / name).equals(pd.read_parquet(stopped / name))
+
+
+def test_rows_that_are_left_out_are_warned_of(tmp_path: Path) -> None:
+    """In each split, as for conversations."""
+    specs = []
+    for split, broken in (("train", 1), ("val", 2), ("test", 3)):
+        rows = [{"image": f"{n}.png", "question": "what ?", "answer": "a", "options": ["a", "b"]} for n in range(4)]
+        rows += [{"image": "0.png", "question": "what ?", "answer": "c", "options": ["a", "b"]}] * broken
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        specs.append(f"hf:{tmp_path / split}.jsonl?images={tmp_path}&broken=skip")
+    for n in range(4):
+        Image.new("RGB", (16, 16), (60 * n, 0, 0)).save(tmp_path / f"{n}.png")
+    ready = PackedSetup.from_recipe(replace(TINY, data=DataConfig(train=(specs[0],), val=specs[1], test=specs[2])))
+    warnings = ready.warnings(1)
+    assert warnings == ready.record["left_out"]
+    assert len(warnings) == 3
+    for sentence, left_out in zip(
+        warnings, ("1 broken row of 5", "2 broken rows of 6", "3 broken rows of 7"), strict=True
+    ):
+        assert left_out in sentence
 
 
 @pytest.mark.slow

@@ -139,7 +139,8 @@ class ConversationSetup:
 
     def warnings(self, processes: int) -> list[str]:
         rare_kind = self.sampler(processes).rare_kind()
-        return [*self.train.warnings(), *self.val.warnings(), *([rare_kind] if rare_kind else [])]
+        splits = [data for data in (self.train, self.val, self.test) if data is not None]
+        return [sentence for data in splits for sentence in data.warnings()] + ([rare_kind] if rare_kind else [])
 
     def count_aligned(self, batch: dict[str, Any]) -> Tensor:
         """Return the number that the Collator counted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
@@ -40,6 +40,7 @@ from trainer.targets.vfm_targets import load_vfms, vfm_record
 from workbench.data import Dataset
 from workbench.data.base import content_hash
 from workbench.data.folder import QUESTION
+from workbench.data.images import shown
 from workbench.hashing import processor_fingerprint, saved_tensors
 from workbench.mllm import MLLM
 from workbench.mllm.family import family_of
@@ -137,9 +138,9 @@ class PackedSetup:
         return Stream(len(self.train), optim.steps * optim.images(processes), self.recipe.seed)
 
     def warnings(self, processes: int) -> list[str]:
-        """Return no warnings: packed questions are never cut."""
+        """Return sentences about what is left out of the data; packed questions are never cut."""
         del processes
-        return []
+        return _left_out(data.data for data in (self.train, self.val, self.test) if data is not None)
 
     def count_aligned(self, batch: dict[str, Any]) -> Tensor:
         visual = batch["input_ids"].eq(self.processor.image_token_id)
@@ -163,7 +164,7 @@ class PackedSetup:
                 "params": [p for name, p in trainable if p.ndim > 1 and not name.endswith("linear_1.weight")],
                 "weight_decay": optim.weight_decay,
             },
-            {"params": [p for name, p in trainable if p.ndim == 1], "weight_decay": 0.0},
+            {"params": [p for _, p in trainable if p.ndim <= 1], "weight_decay": 0.0},
         ]
 
     def evaluate(self, *, final: bool = False) -> Evaluation:
@@ -293,8 +294,13 @@ def _sources_record(model: ModelConfig, splits: Splits, fingerprints: Mapping[st
         "val": splits.val.fingerprint,
     }
     record |= {} if splits.test is None else {"test": splits.test.fingerprint}
-    record["left_out"] = [sentence for data in splits.all for sentence in data.left_out]
+    record["left_out"] = _left_out(splits.all)
     return record | {f"{part}_fingerprint": value for part, value in fingerprints.items()}
+
+
+def _left_out(splits: Iterable[Dataset]) -> list[str]:
+    """Return sentences about what the sources of the data contain and the data do not."""
+    return [f"{shown(data.name)}: {sentence}" for data in splits for sentence in data.left_out]
 
 
 def _second_encoder_record(second: VFM | None, llava: LlavaForConditionalGeneration) -> dict[str, object]:
