@@ -189,7 +189,11 @@ def _row(
     for name in row.keys() - read - (set(LETTER_COLUMNS) if options.texts else set()):
         if not is_empty(row[name]):
             notes.add(f"column `{name}` is not read", where)
-    category = row.get("category")
+    category, answer, question = row.get("category"), row.get("answer"), row.get("question")
+    if chat is None and isinstance(answer, float) and answer.is_integer():
+        notes.add("the answer is written with .0, as whole numbers are in a column that lacks some", where)
+    if chat is None and isinstance(question, str) and not question.strip():
+        notes.add("the question is empty", where)
     return _Row(
         index,
         _turns(where, row, chat, images, options, reading, notes),

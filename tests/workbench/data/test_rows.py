@@ -252,6 +252,14 @@ def test_an_answer_that_begins_like_a_list_is_a_text(answer: str, tmp_path: Path
     assert conversation.turns[0][1] == answer.strip()
 
 
+def test_whole_numbers_with_a_fraction_and_empty_questions_are_told_of(tmp_path: Path) -> None:
+    data = asked(tmp_path, {"answer": 3.0}, {"answer": 1.5}, {"answer": 3}, {"answer": "a", "question": " "})
+    assert [c.turns[0][1] for c in data.conversations] == ["3.0", "1.5", "3", "a"]
+    number, question = sorted(data.left_out)
+    assert number.startswith("the answer is written with .0") and number.endswith("1 row, first row 1")
+    assert question == "the question is empty: 1 row, first row 4"
+
+
 def test_labels_that_are_numbers_are_no_indices(tmp_path: Path) -> None:
     choices = {"text": ["a cat", "a dog", "a cow"], "label": ["1", "2", "3"]}
     assert asked(tmp_path, {"choices": choices, "answer": "1"})[0].answer == "a cat"
