@@ -26,7 +26,7 @@ from workbench.errors import DataError, ModelError, one_line
 from workbench.hashing import fingerprint, model_settings, processor_fingerprint, saved_tensors, settings_hash
 from workbench.mllm.family import TEXT_INPUTS, Batch, BatchImages, Family, VisualTokens, family_of
 from workbench.mllm.hub_files import loaded_files
-from workbench.mllm.load import load_config, load_model, placement
+from workbench.mllm.load import check_cap, check_encoders, load_config, load_model, placement
 from workbench.mllm.logits import Finite
 from workbench.mllm.processors import check_agreement, load_processor
 from workbench.mllm.residual import KEY, Residual, load_residual
@@ -54,6 +54,10 @@ class MLLM(ModelTexts):
         self.lock = threading.RLock()  # forward passes and traces of one model must not overlap
         self.fingerprint = self._fingerprint(source)
         self.processor.tokenizer.padding_side = "left"  # generation continues from the last position
+
+    def refresh(self) -> None:
+        """Compute the fingerprint again, since the model or its processor may have been changed in memory."""
+        self.fingerprint = self._fingerprint(NO_FILES)
 
     def _fingerprint(self, source: LoadedFrom) -> str:
         """Return a hash of everything that decides an answer, except the versions of the libraries.
@@ -134,9 +138,17 @@ class MLLM(ModelTexts):
             name: how messages and records call it; by default where it was loaded from, or its class.
 
         Raises:
-            ModelError, UnknownNameError: see `load`.
+            ModelError, UnknownNameError: see `load`; or the model was trained with a residual, which plain transformers
+                leaves out.
         """
         name, family = name or model.config._name_or_path or type(model).__name__, family_of(model.config)
+        check_encoders(name, model.config)
+        check_cap(name, model.config)
+        if getattr(model.config, KEY, None) is not None:
+            raise ModelError(
+                f"model '{name}' adds its image again ({KEY} in its config.json), which plain transformers leaves out:"
+                " expected MLLM.load of its folder"
+            )
         check_agreement(name, family, model.config, processor)
         mllm = cls(model, processor, family, name)
         validate_mllm(mllm)
@@ -312,26 +324,29 @@ class MLLM(ModelTexts):
             max_new_tokens: tokens at which an answer is cut.
             sampler: changes the logits of the next token of each answer.
         """
-        new = self._generated_tokens(inputs, max_new_tokens, sampler)
-        return [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
+        answers = self._answers(inputs, max_new_tokens, sampler)
+        return [self.processor.decode(answer, skip_special_tokens=True).strip() for answer in answers]
 
     @torch.inference_mode()
     def generate_ids(self, batch: Batch, *, max_new_tokens: int = 16) -> list[list[int]]:
-        """Return the tokens of greedy answers, without the token that ends an answer and what follows it."""
-        end = self.model.generation_config.eos_token_id
-        ends = set(end if isinstance(end, list) else [end])
-        rows = self._generated_tokens(batch.inputs, max_new_tokens, None).tolist()
-        return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
+        """Return the tokens of greedy answers, without the token that ends an answer."""
+        return self._answers(batch.inputs, max_new_tokens, None)
 
-    def _generated_tokens(
+    def _answers(
         self, inputs: Mapping[str, Any], max_new_tokens: int, sampler: LogitsProcessor | None
-    ) -> Int[Tensor, "sample token"]:
-        """Return the tokens that `generate` appends to each prompt, padded."""
+    ) -> list[list[int]]:
+        """Return the tokens of each answer, without the one that ends it and the padding that follows it.
+
+        Neither needs to be a special token, which decoding would leave out.
+        """
         processors = LogitsProcessorList([Finite(self), *([] if sampler is None else [sampler])])
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "logits_processor": processors}
         with self.lock:
-            ids: Tensor = self.model.generate(**inputs, **options)
-        return ids[:, inputs["input_ids"].shape[1] :]
+            ids: Int[Tensor, "sample s"] = self.model.generate(**inputs, **options)
+        end = self.model.generation_config.eos_token_id
+        ends = set(end if isinstance(end, list) else [end])
+        rows = ids[:, inputs["input_ids"].shape[1] :].tolist()
+        return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
 
     def continued(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Batch:
         """Return a batch with the tokens of the beginning of an answer after each prompt, padded on the right.

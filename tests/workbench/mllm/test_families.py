@@ -655,3 +655,20 @@ def test_an_interpolated_raster_has_no_encoder_rows(folders: Path) -> None:
     with pytest.raises(ModelError, match="its tokens mix several encoder features"):
         edit(model, batch, at="encoder", fn=lambda v, _: v)
     assert edit(model, batch, at=1, fn=lambda v, _: v).shape[0] == 1
+
+
+def test_an_answer_ends_where_the_model_ends_it(folders: Path) -> None:
+    """In a batch, an answer that ends early is filled up; and a model may end answers with a token that its tokenizer
+    takes for a word."""
+    model = MLLM.load(str(build("llava", folders / "ends")))
+    images, questions = [picture(number) for number in range(8)], [QUESTION, "what color"] * 4
+    batch = model.encode(images, questions)
+    lengths = [len(answer) for answer in model.generate_ids(batch, max_new_tokens=12)]
+    assert min(lengths) < max(lengths) == 12
+    answers = model.generate(batch, max_new_tokens=12)
+    settings, word = model.model.generation_config, model.processor.tokenizer.convert_tokens_to_ids("dog")
+    settings.pad_token_id = word
+    assert model.generate(batch, max_new_tokens=12) == answers
+    settings.eos_token_id = [settings.eos_token_id, word]
+    ended = model.generate(batch, max_new_tokens=12)
+    assert ended == [answer.partition("dog")[0].strip() for answer in answers] != answers
