@@ -89,6 +89,35 @@ def test_models_in_memory_and_folders_are_one_model(run: Run, model: Path) -> No
         MLLM.wrap(wrapped.model, wrong)
 
 
+@pytest.mark.slow
+def test_a_model_changed_in_memory_is_another_model(model: Path, tmp_path: Path) -> None:
+    mllm = MLLM.load(str(model), validate=False)
+    first = run_analysis("cknna", mllm, output_dir=tmp_path, **ASKED)
+    mllm.decoder.layers[0].mlp.down_proj.weight.data.zero_()  # which torch does not count as a change
+    changed = run_analysis("cknna", mllm, output_dir=tmp_path, **ASKED)
+    assert changed.key != first.key
+    assert changed.tables["scores"]["score"].tolist() != first.tables["scores"]["score"].tolist()
+    mllm.model.load_state_dict(MLLM.load(str(model), validate=False).model.state_dict())
+    assert run_analysis("cknna", mllm, output_dir=tmp_path, **ASKED).key == first.key
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("visual_residual", {"source": "projector", "layers": [2], "features": 0}, "leaves out: expected MLLM.load"),
+        ("viral_second_encoder", {"vfm": "dinov2-small"}, "only the trainer can run it"),
+    ],
+)
+def test_a_plain_model_without_what_its_config_asks_for_is_refused(
+    key: str, value: object, message: str, model: Path
+) -> None:
+    """transformers ignores both keys, so the model in memory is not the one that was trained."""
+    plain = tf.AutoModelForImageTextToText.from_pretrained(model)
+    setattr(plain.config, key, value)
+    with pytest.raises(ModelError, match=message):
+        MLLM.wrap(plain, tf.AutoProcessor.from_pretrained(model))
+
+
 def test_runs_are_compared_by_label(run: Run, model: Path) -> None:
     other = run_analysis("cknna", f"second={model}", **ASKED)
     both = compare([run, other])

@@ -56,6 +56,7 @@ def run_analysis(
     Args:
         name: name of the analysis; `python -m analyses` lists them.
         model: a hub id, a folder (NAME=FOLDER gives it a name), an `MLLM`, or a transformers model with its processor.
+            A model in memory is hashed at each call, so that one that was changed is never taken for what it was.
         data: a spec such as "shapes:val", or a data set in memory, which is used in full, whatever `limit` is.
         output_dir: the folder in which the run is stored and looked up; by default it is neither.
         batch_size: images in one forward pass.
@@ -102,6 +103,7 @@ def _options(analysis: Analysis, options: Mapping[str, Any], data: str | Dataset
 def _loaded(model: Model, **options: Any) -> MLLM:
     """Return `model` as an `MLLM`, loaded with `options` or wrapped if necessary."""
     if isinstance(model, MLLM):
+        model.refresh()
         return model
     if isinstance(model, tuple):
         return MLLM.wrap(*model)
