@@ -157,6 +157,20 @@ def test_alignment_is_that_of_the_analysis(tmp_path: Path) -> None:
     assert max(map(abs, aligned.chance)) < 0.9
 
 
+def test_a_vfm_sees_the_part_of_a_turned_photo_that_the_model_sees(mllm: MLLM) -> None:
+    """A phone stores a photo as its sensor lies, with a tag that says how to turn it."""
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[274] = 6  # turn it by 90 degrees clockwise to see it upright
+    vfm = load_vfm("efficientnet-lite0")
+    patches = []
+    for photo in (upright, turned):
+        (place,) = mllm.visual_tokens(mllm.encode([photo], [QUESTION]))[0]
+        assert place.box[0] > 0.2  # the center of a wide image
+        patches.append(vfm_patches(vfm, photo, place))
+    assert torch.equal(*patches)
+
+
 def test_an_image_with_too_few_patches_has_no_alignment(seen: Look) -> None:
     few = replace(seen, hidden=seen.hidden[:, :5], attention=seen.attention[..., :5], words=None)
     assert aligned_with(few, torch.randn(5, 8)) == "5 visual tokens, expected at least 11 with k 10"

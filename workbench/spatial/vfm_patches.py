@@ -9,6 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from workbench.data.images import upright_rgb
 from workbench.errors import DataError
 from workbench.mllm.family import VisualTokens
 from workbench.vfm.base import VFM
@@ -57,6 +58,7 @@ def layers_under(
 
 def covered_pixels(image: Image.Image, part: VisualTokens) -> Image.Image:
     """Return the pixels that `part` covers, beyond the edge of the image too, so that MLLM and VFM see the same."""
+    image = upright_rgb(image)  # as the MLLM saw it; `part` knows nothing of the image as it is stored
     width, height = image.size
     left, top, right, bottom = part.box
     edges = round(left * width), round(top * height), round(right * width), round(bottom * height)
