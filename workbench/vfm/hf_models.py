@@ -238,6 +238,14 @@ def _normalization(name: str, folder: Path) -> tuple[Any, Any]:
             settings = settings.get("image_processor", settings)
             if not isinstance(settings, dict):
                 continue
+            factor = 1 if settings.get("do_rescale") is False else settings.get("rescale_factor") or 1 / 255
+            if not isinstance(factor, int | float) or abs(255 * factor - 1) > 1e-3:
+                raise WeightsError(
+                    f"{name}: {folder / file} has rescale_factor {one_line(factor, 20)} (1 without do_rescale):"
+                    " expected 1/255, since a VFM's pixels are scaled to 0..1 here"
+                )
+            if settings.get("do_normalize") is False:
+                return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
             mean, std = _three_numbers(settings.get("image_mean")), _three_numbers(settings.get("image_std"))
             if mean and std:
                 return mean, std

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
+    BitImageProcessor,
     CLIPConfig,
     CLIPModel,
     DepthAnythingConfig,
@@ -279,6 +280,17 @@ def saved(model: Any, folder: Path) -> Path:
         json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]})
     )
     return folder
+
+
+def test_a_folder_that_does_not_normalize_is_not_normalized(tmp_path: Path) -> None:
+    """transformers stores mean and standard deviation even where its image processor does not use them."""
+    model, image = randomize(MODELS["dinov2"]()).eval(), painted((4, 4), (1, 2))[1].resize((56, 56))
+    processor = BitImageProcessor(do_resize=False, do_center_crop=False, do_normalize=False)
+    saved(model, tmp_path)
+    processor.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        theirs = model(**processor(image, return_tensors="pt")).last_hidden_state[0, 1:]
+    assert torch.allclose(load_vfm(str(tmp_path))([image], grid=(4, 4)).tokens()[0], theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -613,6 +625,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "normalization": (
         lambda p: (p / "preprocessor_config.json").write_text('{"image_mean": [0.5], "image_std": 1}'),
         "has no normalization",
+    ),
+    "rescaling": (
+        lambda p: (p / "preprocessor_config.json").write_text(
+            '{"image_mean": [1, 1, 1], "image_std": [1, 1, 1], "rescale_factor": 0.0078125}'
+        ),
+        "has rescale_factor 0.0078125 .* expected 1/255",
+    ),
+    "no rescaling": (
+        lambda p: (p / "preprocessor_config.json").write_text(
+            '{"image_mean": [1, 1, 1], "image_std": [1, 1, 1], "do_rescale": false}'
+        ),
+        "has rescale_factor 1 .* expected 1/255",
     ),
     "processor": (
         lambda p: (p / "preprocessor_config.json").write_text("{"),
