@@ -147,8 +147,15 @@ def sign_flip(differences: np.ndarray, *, n: int = 10_000, seed: int = 0) -> Flo
     It is the share of sign flips whose sum is at least as far from 0 as the observed sum. Sums that differ by less
     than rounding errors count as equal; these are relative to the sum of absolute values, so that the unit of the
     differences does not matter.
+
+    Raises:
+        DataError: a difference that is not finite.
     """
     pairs, columns = differences.shape
+    if not (finite_columns := np.isfinite(differences).all(axis=0)).all():
+        column = int((~finite_columns).argmax())
+        wrong = differences[~np.isfinite(differences[:, column]), column][0]
+        raise DataError(f"column {column} has a difference that is {wrong}: expected finite numbers")
     largest = np.abs(differences).max(axis=0)
     # in float64 and scaled, so that no sum overflows or underflows
     scaled = np.divide(differences, largest, out=np.zeros((pairs, columns)), where=largest > 0)

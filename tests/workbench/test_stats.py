@@ -177,6 +177,8 @@ def test_null_counts_itself() -> None:
 def test_bad_values_are_named() -> None:
     with pytest.raises(DataError, match="value 1 is nan"):
         paired_test([1.0, 2.0], [1.0, float("nan")])
+    with pytest.raises(DataError, match="column 1 has a difference that is nan: expected finite numbers"):
+        paired_columns(np.array([[1.0, 2.0], [1.0, np.nan], [1.5, 2.0]]))
     with pytest.raises(DataError, match="2 values against 3: expected pairs"):
         paired_test([1, 2], [1, 2, 3])
 
