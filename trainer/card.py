@@ -314,7 +314,7 @@ def _recipe(recipe: Mapping[str, Any], made_from: Sequence[Mapping[str, str]]) -
     of_this_machine = ("output_dir", "resume", "report_to", "push_to_hub")
     shown = {key: value for key, value in recipe.items() if key not in of_this_machine}
     if recipe["model"].get("name"):  # the other keys of `model` describe a toy LLaVA
-        keys_of_any_model = ("kind", "name", "train", "lora", "train_vision_encoder")
+        keys_of_any_model = ("kind", "name", "revision", "train", "lora", "train_vision_encoder")
         shown["model"] = {key: recipe["model"][key] for key in keys_of_any_model}
     shown = _without_paths(shown)
     keys = {"model": "name", "vision encoder": "vision_encoder", "language model": "language"}

@@ -434,10 +434,10 @@ def test_the_card_names_hub_ids_whole_and_what_a_folder_came_from(folder: Path, 
     assert str(tmp_path) not in text
     assert "| model | stage1 | a training of this workbench | abc |" in text
     assert "| language model of stage1 | lmsys/vicuna-7b-v1.5 | the hub |" in text
-    record["recipe"] |= {"model": as_mapping(ModelConfig(name="llava-hf/llava-1.5-7b-hf"))}
+    record["recipe"] |= {"model": as_mapping(ModelConfig(name="llava-hf/llava-1.5-7b-hf", revision="a272c74"))}
     text = card(record, pd.read_parquet(folder / "evaluation.parquet"), cknna_log(folder))
     assert "base_model:\n- llava-hf/llava-1.5-7b-hf\n" in text
-    assert "name: llava-hf/llava-1.5-7b-hf" in text
+    assert "  name: llava-hf/llava-1.5-7b-hf\n  revision: a272c74\n" in text
 
 
 def test_a_control_is_not_presented_as_viral(folder: Path) -> None:
