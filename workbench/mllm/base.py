@@ -340,7 +340,10 @@ class MLLM(ModelTexts):
         Neither needs to be a special token, which decoding would leave out.
         """
         processors = LogitsProcessorList([Finite(self), *([] if sampler is None else [sampler])])
-        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "logits_processor": processors}
+        # Whatever the checkpoint says: without a cache, a later token would read the image again without its edit, and
+        # with beams the rows of a batch would not be its samples.
+        greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1, "use_cache": True}
+        options = greedy | {"max_new_tokens": max_new_tokens, "logits_processor": processors}
         with self.lock:
             ids: Int[Tensor, "sample s"] = self.model.generate(**inputs, **options)
         end = self.model.generation_config.eos_token_id

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny import BUILDERS, SIZES, VISION, WORDS, build, randomize
 from workbench.capture.attention import attention
-from workbench.capture.edit import edit
+from workbench.capture.edit import edit, editing
 from workbench.capture.hidden_states import read
 from workbench.errors import ConfigError, ModelError
 from workbench.mllm import FAMILIES, MLLM, Batch, VisualTokens
@@ -672,3 +672,21 @@ def test_an_answer_ends_where_the_model_ends_it(folders: Path) -> None:
     settings.eos_token_id = [settings.eos_token_id, word]
     ended = model.generate(batch, max_new_tokens=12)
     assert ended == [answer.partition("dog")[0].strip() for answer in answers] != answers
+
+
+@pytest.mark.parametrize("setting", [{"use_cache": False}, {"num_beams": 3}], ids=str)
+def test_settings_of_generation_leave_an_edit_to_its_question(setting: dict[str, int], folders: Path) -> None:
+    """Without a cache the image would be read again at each token, unchanged; with beams, a batch has other rows."""
+    model = MLLM.load(str(build("llava", folders / "settings")))
+    batch = model.encode([picture(number) for number in range(4)], [QUESTION, "what color"] * 2)
+
+    def answers() -> list[str]:
+        with editing(model, batch, at=2, fn=lambda tokens, sample: tokens.roll(sample, 0) * (3 - 2 * sample)):
+            return model.generate(batch, max_new_tokens=8)
+
+    plain, edited = model.generate(batch, max_new_tokens=8), answers()
+    assert plain != edited
+    for name, value in setting.items():
+        setattr(model.model.generation_config, name, value)
+    assert model.generate(batch, max_new_tokens=8) == plain
+    assert answers() == edited
