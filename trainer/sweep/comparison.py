@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from trainer.sweep.results import Answers, Result
-from trainer.sweep.spec import Job, Sweep, last
+from trainer.sweep.spec import Job, Sweep, grid_value, last
 from workbench.errors import RunError
 from workbench.files import atomic_file, make_folder
 from workbench.stats import holm, sign_flip, t_interval
@@ -43,7 +43,7 @@ def accuracies(sweep: Sweep, runs: Runs) -> pd.DataFrame:
     check_comparable(runs)
     rows = []
     for job, result in runs:
-        of_run = {last(key): _value(value) for key, value in job.setting.point} | {"seed": job.seed}
+        of_run = {last(key): grid_value(value) for key, value in job.setting.point} | {"seed": job.seed}
         rows += [{"variant": job.setting.variant} | of_run | score for score in _scores(result.last)]
         if job.setting.variant in sweep.best:
             if result.best is None:
@@ -61,14 +61,6 @@ def _scores(answers: Answers) -> list[dict[str, object]]:
     table = pd.DataFrame(scores)
     accuracy, chance = table["accuracy"].mean(), table["chance"].mean()
     return [*scores, {"category": MEAN, "accuracy": accuracy, "n": int(table["n"].sum()), "chance": chance}]
-
-
-def _value(text: str) -> float | str:
-    """Return a value of a grid as a number if it is one, otherwise (a list or a name) as it is."""
-    try:
-        return int(text) if text.lstrip("-").isdigit() else float(text)
-    except ValueError:
-        return text
 
 
 def check_comparable(runs: Runs) -> None:

@@ -192,6 +192,12 @@ class Sweep:
             raise ConfigError(
                 f"grid is {list(self.grid)} without a recipe: expected `variants`, or `over` for a grid of one recipe"
             )
+        for text in self.grid:
+            written = text.partition(":")[2].split()
+            values = [grid_value(value) for value in written]
+            for number, value in enumerate(values):
+                if value in values[:number] and (first := written[values.index(value)]) != written[number]:
+                    raise ConfigError(f"grid '{text}' has {first} again as {written[number]}: expected each value once")
         names = [last(text.partition(":")[0]) for text in self.grid]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ConfigError(
@@ -265,6 +271,14 @@ class Sweep:
 def last(key: str) -> str:
     """Return the last part of a key, by which folders and columns name it: `limit_train` for `data.limit_train`."""
     return key.rpartition(".")[2]
+
+
+def grid_value(text: str) -> float | str:
+    """Return a value of a grid as a number if it is one, otherwise (a list or a name) as it is."""
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text
 
 
 def _tag(point: Point) -> str:

@@ -64,6 +64,7 @@ def test_the_first_stage_is_one_run_and_is_not_compared(tmp_path: Path) -> None:
         ({"over": LINE}, "without a grid"),
         ({"grid": ("model.dropout: 0", "model.lora.dropout: 0")}, "two keys that end in 'dropout'"),
         ({"grid": ("alignment.layer: 2 2",)}, "two variants are called 'layer-2'"),
+        ({"grid": ("optim.weight_decay: 0.05 1 5e-2",)}, "has 0.05 again as 5e-2: expected each value once"),
         (
             {"grid": ("alignment.layr: 2",)},
             "variant 'layr-2': unknown option '--alignment.layr': did you mean '--alignment.layer'",
