@@ -120,18 +120,18 @@ class Stored:
 
 def read_stored(root: Path) -> Stored:
     """Return the analyses that are stored in a runs folder."""
-    found, broken = [], []
+    readable, broken = [], []
     for file in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # a folder whose name begins with a dot is being written
         changed = (_changed(file), _changed(file.parent))
         record = _record(file, changed)
         if isinstance(record, Broken):
             broken.append(record)
         elif record is not None:
-            found.append((file.parent, record, changed))
-    keys = _model_keys(root, [record for _, record, _ in found])
+            readable.append((file.parent, record, changed))
+    keys = _model_keys(root, [record for _, record, _ in readable])
     runs = [
         _stored(root, folder, model, record, changed)
-        for (folder, record, changed), model in zip(found, keys, strict=True)
+        for (folder, record, changed), model in zip(readable, keys, strict=True)
     ]
     return Stored(tuple(sorted(runs, key=lambda run: run.created, reverse=True)), tuple(broken))
 
