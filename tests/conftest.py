@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import runpy
 import socket
 import subprocess
@@ -17,7 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from tests import shapes
 
@@ -41,6 +44,14 @@ SMALL = [
 ]
 SMALL += ["--model.ffn", "64", "--log_every", "2", "--eval_every", "6", "--save_every", "6"]
 SMALL_VIRAL = [*SMALL, "--alignment.layer", "2", "--alignment.hidden", "16"]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test draws the same numbers, alone or after others."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 # variables that libraries read when they are imported, which the server has done

@@ -321,7 +321,8 @@ def test_own_loop_python(
     )
     steps = [list(map(float, line.split())) for line in capsys.readouterr().out.strip().splitlines()]
     assert len(steps) > 4
-    assert all(lm - 0.5 <= loss <= lm + 0.5 and loss != lm for lm, loss in steps)
+    assert all(lm - 0.5 <= loss <= lm + 0.5 for lm, loss in steps)
+    assert sum(loss != lm for lm, loss in steps) > len(steps) / 2  # rounded, a cosine near 0 can vanish in a step
     middle = [p.detach().clone() for p in scope["alignment"].parameters()]
     assert all(not torch.equal(a, b) for a, b in zip(scope["before"], middle, strict=True))
     exec(compile(trainer.replace('"runs/own"', repr(str(tmp_path))), "own_loop.md", "exec"), scope)
