@@ -424,6 +424,22 @@ def test_questions_with_options_are_answered_as_in_the_analyses(llava: list[str]
     assert table["correct"].tolist() == right
     assert set(table["chance"]) == {0.5}
     assert table["category"].unique().tolist() == ["question"]
+    assert not ready.warnings(1)
+
+
+def test_questions_without_options_are_counted(llava: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    rows = [{"image": f"{n}.png", "question": "what is this ?", "answer": "cat"} for n in range(5)]
+    for n, row in enumerate(rows):
+        noise_image(n).save(tmp_path / row["image"])
+    lines = [json.dumps(row | ({"options": ["cat", "dog"]} if n < 3 else {})) for n, row in enumerate(rows)]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    val = f"hf:{tmp_path / 'q.jsonl'}"
+    ready = ConversationSetup.from_recipe(recipe_of([*llava, "--data.val", val]))
+    assert len(ready.evaluate().table) == 3
+    assert [sentence for sentence in ready.warnings(1) if "options" in sentence] == [
+        f"{val}: 2 of 5 conversations have no options: only their loss is evaluated"
+    ]
 
 
 # --- an assembled LLaVA ---------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from trainer.preflight import look_through
 from trainer.recipe import Recipe
 from trainer.setups.conversation_data import ConversationSet
 from trainer.setups.conversation_splits import ConversationSplits
-from workbench.data import Dataset, Sample
+from workbench.data import Sample
+from workbench.data.images import shown
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, encode_conversations
@@ -41,7 +42,7 @@ def check_conversations(recipe: Recipe, mllm: MLLM, splits: ConversationSplits) 
         raise ConfigError(
             f"none of the {count} conversations of {name} has an image: expected some, or alignment.objective none"
         )
-    return [_questions_with_options(mllm, data.data) for data in splits.evaluated]
+    return [_questions_with_options(mllm, data) for data in splits.evaluated]
 
 
 def _check_model(mllm: MLLM, config: ModelConfig) -> None:
@@ -78,19 +79,24 @@ def _check_texts(mllm: MLLM, data: ConversationSet, max_length: int | None) -> N
             )
 
 
-def _questions_with_options(mllm: MLLM, data: Dataset) -> list[list[Sample]]:
-    """Return the questions by image; an empty list if none has options.
+def _questions_with_options(mllm: MLLM, split: ConversationSet) -> list[list[Sample]]:
+    """Return the questions by image; an empty list if none has options. If only some have, a warning counts the rest.
 
     Raises:
         ConfigError: the answer of a question is not among its options.
     """
+    data = split.data
     if lost := [sample for sample in data if sample.options and sample.answer not in sample.options]:
         raise ConfigError(
             f"the answer '{lost[0].answer}' of question {lost[0].id} of {data.name} is not among its options"
             f" ({len(lost)} such questions): expected one of them"
         )
-    if not any(sample.options for sample in data):
+    if not (count := sum(bool(sample.options) for sample in data)):
         return []
+    if rest := len(split) - count:
+        split.preflight_warnings.append(
+            f"{shown(data.name)}: {rest} of {len(split)} conversations have no options: only their loss is evaluated"
+        )
     scenes = questions_of(data.scenes)
     Options(mllm, [sample for scene in scenes for sample in scene])  # raises if the options cannot be scored
     return scenes

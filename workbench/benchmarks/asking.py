@@ -190,7 +190,7 @@ def ask(
 
 
 def _one_sided(data: Dataset, asking: Asking) -> list[str]:
-    """Return a sentence if the first questions about the images have the same answer, and later ones others.
+    """Return a sentence for each type whose first questions about the images all have one answer, and later ones not.
 
     POPE and MME ask about each image in turn what is answered yes and what is answered no.
     """
@@ -201,11 +201,14 @@ def _one_sided(data: Dataset, asking: Asking) -> list[str]:
     for sample in data:
         if sample.answer in sample.options:
             every.setdefault(sample.category, set()).add(sample.answer)
+    sentences = []
     for name, answers in asked.items():
         if len(answers) >= ALIKE and len(set(answers)) == 1 < len(every[name]):
             which = f"{len(answers)} questions" + (f" of type {name}" if name else "")
-            return [f"all {which} that are asked have the answer {answers[0]}, others have not: --questions 0 asks all"]
-    return []
+            sentences.append(
+                f"all {which} that are asked have the answer {answers[0]}, others have not: --questions 0 asks all"
+            )
+    return sentences
 
 
 def _told_apart(model: ModelTexts, asking: Asking) -> tuple[Asking, list[str]]:

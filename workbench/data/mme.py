@@ -3,8 +3,9 @@
 mme:PATH
 
 PATH is the authors' folder, with a folder for each category (image files and texts of lines `question TAB answer` with
-the same name, in the folder itself or in `images` and `questions_answers_YN`), or a table with the columns question_id,
-image, question, answer and category (`lmms-lab/MME`). The data are distributed by their authors on request.
+the same name, in the folder itself or in `images` and `questions_answers_YN`; names that begin with a dot are not
+read), or a table with the columns question_id, image, question, answer and category (`lmms-lab/MME`). The data are
+distributed by their authors on request.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def _folders(root: Path) -> Iterator[Row]:
         folder = root / category
         texts = folder / "questions_answers_YN" if (folder / "questions_answers_YN").is_dir() else folder
         image_folder = folder / "images" if (folder / "images").is_dir() else folder
-        for file in sorted(texts.glob("*.txt")):
+        unasked = {p.name for p in image_folder.glob("[!.]*") if p.suffix.lower() in FORMATS}
+        for file in sorted(texts.glob("[!.]*.txt")):
             image = next((p for p in sorted(image_folder.glob(f"{file.stem}.*")) if p.suffix.lower() in FORMATS), None)
             if image is None:
                 raise DataError(
@@ -104,6 +106,7 @@ def _folders(root: Path) -> Iterator[Row]:
                 if not tab:
                     raise DataError(f"{where} is {line[:40]!r}: expected a question and its answer with a tab between")
                 pair = f"{category}/{image.name}"
+                unasked.discard(image.name)
                 yield Row(
                     where,
                     f"{pair}#{number}",
@@ -114,3 +117,5 @@ def _folders(root: Path) -> Iterator[Row]:
                     category,
                     pair,
                 )
+        if unasked:
+            raise DataError(f"image {category}/{min(unasked)} of {shown(root)} has 0 questions: expected 2")

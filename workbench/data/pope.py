@@ -106,7 +106,7 @@ def _files(path: Path, splits: Sequence[str]) -> dict[str, Path]:
     if not path.is_dir():
         return {}
     by_split: dict[str, Path] = {}
-    for file in sorted(path.glob("*.json*")):
+    for file in sorted(path.glob("[!.]*.json*")):
         split = next((name for name in SPLITS if name in file.name.lower()), None)
         if split is None or file.suffix not in (".json", ".jsonl"):
             continue

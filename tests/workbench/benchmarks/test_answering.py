@@ -107,14 +107,15 @@ def test_first_questions_that_all_have_one_answer_are_told_of(mllm: MLLM) -> Non
     """As POPE asks: about each image, first of an object that is there and then of one that is not."""
     options = ("yes", "no")
     samples = [
-        Sample(str(n), str(n // 2), lambda n=n: picture(n // 2), "is this red ?", options[n % 2], options, "random")
+        Sample(f"{kind}{n}", str(n // 2), lambda n=n: picture(n // 2), "is this red ?", options[n % 2], options, kind)
+        for kind in ("random", "popular")
         for n in range(24)
     ]
     data = benchmark("pope", samples)
-    (sentence,) = ask(PromptOptions(prompt="plain"), mllm, data, each=1).left_out
-    assert sentence == (
-        "all 12 questions of type random that are asked have the answer yes, others have not: --questions 0 asks all"
-    )
+    assert ask(PromptOptions(prompt="plain"), mllm, data, each=1).left_out == [
+        f"all 12 questions of type {kind} that are asked have the answer yes, others have not: --questions 0 asks all"
+        for kind in ("random", "popular")
+    ]
     assert not ask(PromptOptions(prompt="plain"), mllm, data).left_out
     assert not ask(PromptOptions(prompt="plain"), mllm, benchmark("pope", samples[:6]), each=1).left_out
 

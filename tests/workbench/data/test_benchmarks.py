@@ -155,6 +155,8 @@ def mme_folder(folder: Path) -> Path:
         (images / "1.png").write_bytes(png(number))
         lines = "Is it red? Please answer yes or no.\tYes\nIs it green? Please answer yes or no.\tNo\n"
         (texts / "1.txt").write_text(lines)
+        (images / "._1.png").write_bytes(b"of an archive by macOS")
+        (texts / "._1.txt").write_bytes(b"of an archive by macOS")
     return folder
 
 
@@ -209,6 +211,13 @@ def test_what_is_wrong_with_mme_is_one_sentence(tmp_path: Path) -> None:
     folder = mme_folder(tmp_path / "mme")
     (folder / "count" / "1.txt").write_text("Is it red?\tYes\n")
     with pytest.raises(DataError, match=r"image count/1\.png of .* has 1 questions: expected 2"):
+        loaded(f"mme:{folder}")
+    for nothing in ("", "\n \n"):
+        (folder / "count" / "1.txt").write_text(nothing)
+        with pytest.raises(DataError, match=r"image count/1\.png of .* has 0 questions: expected 2"):
+            loaded(f"mme:{folder}")
+    (folder / "count" / "1.txt").unlink()
+    with pytest.raises(DataError, match=r"image count/1\.png of .* has 0 questions: expected 2"):
         loaded(f"mme:{folder}")
     (folder / "count" / "1.txt").write_text("Is it red? Yes\n")
     with pytest.raises(DataError, match=r"count/1\.txt line 1 is 'Is it red\? Yes': expected a question and its"):
