@@ -101,7 +101,7 @@ class OptimConfig:
     beta2: Annotated[float, Ge(0), Lt(1)] = 0.98
     """AdamW's decay rate of the mean squared gradient."""
     max_grad_norm: Annotated[float, Ge(0)] = 1.0
-    """Norm to which a larger gradient is scaled down."""
+    """Norm to which a larger gradient is scaled down; 0 for no limit."""
     connector_rate: Annotated[float | None, Ge(0)] = None
     """Learning rate of the projector of a pretrained or an assembled model; by default `learning_rate`."""
     precision: Literal["float32", "bfloat16"] = "float32"
