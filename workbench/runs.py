@@ -64,8 +64,10 @@ class Run:
     def figures(self) -> dict[str, go.Figure]:
         """Return {title: figure} of this run alone; `workbench.compare` draws several runs together."""
         from workbench.analysis.discover import load_analysis
+        from workbench.figures.template import plain_name
 
-        figures: dict[str, go.Figure] = load_analysis(self.record["analysis"]).figures({self.label: self})
+        analysis = load_analysis(self.record["analysis"])
+        figures: dict[str, go.Figure] = analysis.figures({plain_name(self.label): self})
         return figures
 
     def save(self, root: str | Path) -> Path:
@@ -125,11 +127,13 @@ def load(folder: Path) -> Run:
     Raises:
         RunError: the folder is not that of a run, or one of its files is damaged.
     """
+    from safetensors import SafetensorError
+
     try:
         record = read_run_record(folder / RUN_FILE)
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in record["tables"]}
         tensors = _tensors(folder / "tensors.safetensors")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(f"{folder} is not a readable run ({error}): expected the folder of a stored run") from error
     return Run(record["key"], record, tables, tensors)
 

@@ -11,6 +11,7 @@ newest one comes first in the report.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping
@@ -26,7 +27,9 @@ from workbench.analysis.exported import export
 from workbench.claims.shown import newest
 from workbench.cli import ConfigFile, changed_flags, command, parse_with_file
 from workbench.data.benchmark_rows import BenchmarkDataset
-from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
+from workbench.errors import ConfigError, RunError, UnknownNameError, WorkbenchError
+from workbench.figures import plain_name
+from workbench.files import check_can_make
 from workbench.mllm.load import load_config
 from workbench.models import check_revision, is_folder, label_of, named_models
 from workbench.runs import Run, environment
@@ -64,6 +67,8 @@ def main(argv: list[str]) -> None:
     if budget.report.is_dir():
         example = budget.report / "report.html"
         raise ConfigError(f"report is {budget.report}, a folder: expected a file such as {example}")
+    for folder in filter(None, [budget.report.parent, budget.export]):
+        check_can_make(folder)
     data = chosen_data(budget.data, budget.limit, budget.data_seed, budget.ids)
     if not budget.only and not isinstance(data, BenchmarkDataset):
         names = [name for name in names if not load_analysis(name).benchmarks]
@@ -85,12 +90,16 @@ def main(argv: list[str]) -> None:
         "git": f"{here['git'] or 'unknown'}{' with uncommitted changes' if here['dirty'] else ''}",
         "packages": ", ".join(f"{package} {version}" for package, version in here["packages"].items()),
         "platform": here["platform"],
-        "command": " ".join(words),
+        "command": shlex.join(words),
     }
-    report.write(budget.report, "VIRAL Workbench: " + ", ".join(models), facts, sections, newest(budget.output_dir))
+    ledger, why = ledger_of(budget.output_dir)
+    facts |= {"claims": why} if why else {}
+    report.write(budget.report, "VIRAL Workbench: " + ", ".join(models), facts, sections, ledger)
     for section in sections:
         done = ", ".join(section.models) or "skipped"
         print(f"{section.analysis.name:<16} {done}{''.join(f'; {note}' for note in section.notes)}")
+    if why:
+        print(f"{'claims':<16} left out: {why}")
     print(budget.report)
     if failed:
         sys.exit(1)
@@ -113,6 +122,14 @@ def _names(budget: Budget) -> list[str]:
     return list(load_analyses(name for name in known if not budget.only or name in budget.only))
 
 
+def ledger_of(folder: Path) -> tuple[Run | None, str]:
+    """Return the newest claims ledger, None if there is none, and why it cannot be shown, "" if it can."""
+    try:
+        return newest(folder), ""
+    except RunError as error:  # it must not cost the report of the analyses
+        return None, str(error)
+
+
 def _section(name: str, budget: Budget, models: Mapping[str, str]) -> tuple[report.Section, bool]:
     """Run one analysis on every model; return its section of the report, and whether it crashed on a model."""
     analysis = load_analysis(name)
@@ -125,9 +142,7 @@ def _section(name: str, budget: Budget, models: Mapping[str, str]) -> tuple[repo
             word = model if label == label_of(model) else f"{label}={model}"
             options: dict[str, Any] = {field.name: getattr(budget, field.name) for field in dataclasses.fields(Where)}
             where = Where(**options | {"model": (word,)} | ({"revision": None} if is_folder(model) else {}))
-            words = [*words_of(name), "--model", word, *changed_flags(config), "--output_dir", str(budget.output_dir)]
-            words += ["--revision", where.revision] if where.revision else []
-            words += ["--ids", str(where.ids)] if where.ids else []
+            words = command_of(name, word, config, where)
             runs |= execute(analysis, config, where, words)
             commands.append(words)
         except WorkbenchError as error:
@@ -136,9 +151,12 @@ def _section(name: str, budget: Budget, models: Mapping[str, str]) -> tuple[repo
             traceback.print_exc()
             problems.setdefault(f"failed with {type(error).__name__}: {error}", []).append(label)
             crashed = True
-    drawn, table = {}, None
+    drawn: Mapping[str, Any] = {}
+    table = None
     try:
-        drawn, table = (analysis.figures(runs), analysis.summary(runs)) if runs else ({}, None)
+        if runs:
+            drawn = analysis.figures({plain_name(label): run for label, run in runs.items()})
+            table = analysis.summary(runs)
         if runs and budget.export is not None:
             export(analysis, runs, budget.export / name, budget.export_columns)
     except Exception as error:  # noqa: BLE001
@@ -149,6 +167,13 @@ def _section(name: str, budget: Budget, models: Mapping[str, str]) -> tuple[repo
     if table is None:
         return report.Section(analysis, notes=notes), crashed
     return report.Section(analysis, list(runs), notes, commands, drawn, table), crashed
+
+
+def command_of(name: str, model: str, config: DataOptions, where: Where) -> list[str]:
+    """Return the command line that runs one analysis on one model as this command does."""
+    kept_apart = {"model": (), "output_dir": Where.output_dir, "export": None, "export_columns": None}
+    flags = [*changed_flags(config), *changed_flags(dataclasses.replace(where, **kept_apart))]  # type: ignore[arg-type]
+    return [*words_of(name), "--model", model, *flags, "--output_dir", str(where.output_dir)]
 
 
 def _config(analysis: Analysis, budget: Budget, source: str) -> DataOptions:

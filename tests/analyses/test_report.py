@@ -4,6 +4,7 @@ real browser without a network."""
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import os
 import re
@@ -14,16 +15,22 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from analyses.all.__main__ import command_of, ledger_of
 from analyses.dynamics import ANALYSIS as DYNAMICS
 from analyses.knockout import ANALYSIS as KNOCKOUT
 from tests.conftest import refused, run
 from tests.workbench.dashboard.test_dashboard import CHROMIUM
+from tests.workbench.overview.folders import cknna
 from workbench import figures as fig
-from workbench import html_page
+from workbench import html_page, runs
 from workbench.analysis import report
+from workbench.analysis.api import compare
+from workbench.analysis.declaration import Where
 from workbench.analysis.discover import analysis_files
 from workbench.cli import changed_flags, parse
+from workbench.errors import RunError
 from workbench.figures import new_figure
+from workbench.runs import Run
 
 EVIL = (
     "</script><script>document.title='taken'</script><img src=http://example.org/x.png"
@@ -149,6 +156,54 @@ def test_flags_of_a_config_make_the_same_config() -> None:
     assert changed_flags(DYNAMICS.config()) == []
     plain = KNOCKOUT.config(objects=False)  # type: ignore[call-arg]
     assert parse(KNOCKOUT.config, changed_flags(plain), prog="test") == plain
+
+
+def test_the_command_of_an_analysis_has_every_option_that_it_ran_with(tmp_path: Path) -> None:
+    config: Any = DYNAMICS.config(limit=7)
+    where = Where(
+        model=("a", "b"),
+        output_dir=tmp_path / "my runs",
+        ids=tmp_path / "ids.txt",
+        batch_size=4,
+        dtype="bfloat16",
+        load_in="4bit",
+        revision="v1",
+        trust_remote_code=True,
+        export=tmp_path / "paper",
+    )
+    words = command_of("dynamics", "name=a", config, where)
+    command = dataclasses.make_dataclass("Command", [], bases=(DYNAMICS.config, Where), frozen=True)
+    parsed = parse(command, words[words.index("--model") :], prog="test")
+    assert words[:3] == ["python", "-m", "analyses.dynamics"]
+    assert {field.name: getattr(parsed, field.name) for field in dataclasses.fields(Where)} == dataclasses.asdict(
+        dataclasses.replace(where, model=("name=a",), export=None)
+    )
+    assert parsed.limit == 7
+
+
+def test_a_damaged_ledger_costs_no_report(tmp_path: Path) -> None:
+    record = {"analysis": "claims", "label": "claims", "model": "runs", "data": "", "config": {}, "seconds": 1.0}
+    stored = Run("k", record | {"created": "2026-01-01"}, {"claims": pd.DataFrame({"a": [1]})})
+    folder = stored.save(tmp_path)
+    ledger, why = ledger_of(tmp_path)
+    assert (ledger is not None, why) == (True, "")
+    (folder / "claims.parquet").write_bytes(b"PAR1")
+    ledger, why = ledger_of(tmp_path)
+    assert ledger is None
+    assert "is not a readable run" in why
+    (folder / "claims.parquet").unlink()
+    stored.tables["claims"].to_parquet(folder / "claims.parquet")
+    (folder / "tensors.safetensors").write_bytes(b"cut")
+    with pytest.raises(RunError, match="is not a readable run"):
+        runs.load(folder)
+
+
+def test_labels_with_markup_are_text_in_the_figures_of_runs(tmp_path: Path) -> None:
+    stored = runs.load(cknna(tmp_path, "a<b>c", {0: [0.1, 0.2], 1: [0.3, 0.4]}))
+    for drawn in (stored.figures(), compare([stored]).figures()):
+        names = {trace.name or "" for figure in drawn.values() for trace in figure.data}
+        assert any("a&lt;b&gt;c" in name for name in names)
+        assert not any("<b>" in name for name in names)
 
 
 def evil_page() -> str:

@@ -25,6 +25,7 @@ from workbench.analysis.discover import load_analysis
 from workbench.analysis.execution import RequestedModel, question_of, record_of, stored_run
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError, RunError
+from workbench.figures import plain_name
 from workbench.mllm import MLLM
 from workbench.models import label_of, split_name
 from workbench.ranks import Ranks
@@ -140,7 +141,7 @@ class Comparison:
 
     def figures(self) -> dict[str, go.Figure]:
         """Return {title: figure}; each figure shows all runs."""
-        return self.analysis.figures(self.runs)
+        return self.analysis.figures({plain_name(label): run for label, run in self.runs.items()})
 
 
 def compare(runs: Sequence[Run] | Mapping[str, Run]) -> Comparison:

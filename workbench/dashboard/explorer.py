@@ -78,10 +78,11 @@ def _same_images(compared: Mapping[str, Run]) -> dict[str, Run]:
 
 def _figures(analysis: str, titles: tuple[str, ...], compared: Mapping[str, Run]) -> None:
     """Draw the figures of an analysis over stored images."""
-    for title, figure in load_analysis(analysis).figures(compared).items():
+    named = {plain_name(label): run for label, run in compared.items()}
+    for title, figure in load_analysis(analysis).figures(named).items():
         if title.startswith(titles):
             st.subheader(plain(title))
-            chart(figure, title, caption_of(plain_name(title), figure, compared))
+            chart(figure, title, caption_of(title, figure, compared))
 
 
 # --- one image and question -----------------------------------------------------------------------

@@ -31,6 +31,9 @@ from workbench.training_folder import (
 )
 
 STAMPED = (RECORD_FILE, RECIPE_FILE, LOG_FILE, EVALUATION_FILE, ACCURACY_FILE)  # in the order of `Model.stamps`
+READ = {"model": (), "data": ("train", "val"), "optim": ("steps",), "alignment": ("objective", "layer", "vfm")}
+"""What the pages read of every recipe: keys by section."""
+KINDS = {"seed": int, "start": str | None}
 State = Literal["finished", "training", "damaged", "elsewhere"]
 
 
@@ -188,6 +191,10 @@ def _changed(file: Path) -> int:
 def _read(folder: Path, key: str, stamps: tuple[int, ...]) -> Model:
     """Read a training folder; `stamps` are the times of its last changes, so that an unchanged one is read once."""
     recipe = training_recipe(folder)
+    if why := _unlike_a_recipe(recipe):
+        file = RECORD_FILE if (folder / RECORD_FILE).exists() else RECIPE_FILE
+        why = f"{file} is damaged ({why}): expected a recipe of this workbench"
+        return Model(key, folder, "damaged", why, {}, {}, key, stamps)
     if not (folder / RECORD_FILE).exists():
         return Model(key, folder, "training", "", recipe, {}, key, stamps)
     try:
@@ -205,6 +212,24 @@ def _read(folder: Path, key: str, stamps: tuple[int, ...]) -> Model:
     except (WorkbenchError, OSError) as error:
         why = _without(one_line(error, 200), folder)
     return Model(key, folder, "damaged" if why else "finished", why, recipe, record, key, stamps)
+
+
+def _unlike_a_recipe(recipe: Mapping[str, Any]) -> str:
+    """Return what a recipe lacks that the pages read of every recipe, "" for a good or an unknown one ({}).
+
+    Files of other programs may have the same names.
+    """
+    if not recipe:
+        return ""
+    for section, keys in READ.items():
+        content = recipe.get(section)
+        if not isinstance(content, Mapping):
+            return f"no section '{section}'"
+        if missing := [key for key in keys if content.get(key) is None]:
+            return f"no '{section}.{missing[0]}'"
+    return next(
+        (f"{key} is {recipe.get(key)}" for key, kinds in KINDS.items() if not isinstance(recipe.get(key), kinds)), ""
+    )
 
 
 def _without(text: str, folder: Path) -> str:

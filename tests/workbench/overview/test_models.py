@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import save
 
 from tests.workbench.overview.folders import cknna, patching, train
@@ -23,6 +24,7 @@ from workbench.overview.table import model_rows, variant_accuracies, variant_row
 
 SOME = [True, False, True, True]
 MANY = [True, True, True, True]
+REST = "model: {}, data: {train: [a], val: b}, optim: {steps: 1}"
 
 
 def test_trainings_that_differ_in_the_seed_alone_are_one_variant(tmp_path: Path) -> None:
@@ -293,3 +295,38 @@ def test_the_p_of_a_model_is_corrected_over_the_models_and_agrees_with_its_inter
     assert (p[1] < 0.05) == (table.loc["better", "d_low"] > 0)
     assert table.loc["better", ["target", "layer", "weight"]].tolist() == ["efficientnet-lite0", "3", 0.2]
     assert table["target"].tolist()[0] == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("lr: 1", "no section 'model'"),
+        ("{model: {}, data: {train: [a], val: b}, optim: {steps: 1}, alignment: null, seed: 0}", "no section 'align"),
+        (
+            "{model: {}, data: {train: [a], val: b}, optim: {steps: 1}, alignment: {objective: cosine}, seed: 0}",
+            "no 'a",
+        ),
+        (
+            "{model: {}, data: {train: [a], val: b}, optim: {steps: 1}, seed: [0],"
+            " alignment: {objective: none, layer: 1, vfm: a}}",
+            "seed is [0]",
+        ),
+        ("1: 2\na: 3", "no section 'model'"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_recipe_of_another_program_is_a_damaged_model_and_others_stay(
+    text: str, why: str, finished: bool, tmp_path: Path
+) -> None:
+    train(tmp_path, "ours", right=SOME)
+    folder = train(tmp_path, "foreign", right=SOME, finished=False)
+    if finished:
+        (folder / "training.json").write_text(json.dumps({"recipe": yaml.safe_load(text)}))
+    else:
+        (folder / "recipe.yaml").write_text(text)
+    models = read_models(tmp_path)
+    model = models.by_key["foreign"]
+    assert model.state == "damaged"
+    assert model.why.startswith(f"{'training.json' if finished else 'recipe.yaml'} is damaged ({why}")
+    assert [each.test_data for each in models.by_key.values()] == ["", "shapes:test"]
+    assert model_rows(models, "ours")["key"].tolist() == ["foreign", "ours"]
