@@ -8,6 +8,8 @@ is preempted, or reaches its time limit, goes back into the queue and resumes fr
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +30,11 @@ FOLDER = ".slurm"  # in the sweep's output folder: the logs of the jobs, and the
 NUMBERS = "jobs.json"
 IN_QUEUE = ("PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "COMPLETING", "SUSPENDED")
 DEFAULTS: Mapping[str, Any] = {"time": 24 * 60, "cpus_per_task": 4}
+# parameters of submitit that are set here, or that have no meaning for jobs of one training each
+NOT_OPTIONS = {"job_name", "dependency", "num_gpus", "setup", "teardown", "additional_parameters", "array_parallelism"}
+ONE = ("nodes", "ntasks_per_node")  # every task would train the same model in the same folder
+SWITCHES = ("exclusive", "use_srun", "stderr_to_stdout")
+YES, NO = ("yes", "true", "1"), ("no", "false", "0")
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ def options(words: Iterable[str]) -> dict[str, Any]:
         ConfigError: a word is not NAME=VALUE, or the parameter cannot have this value.
         UnknownNameError: there is no such parameter.
     """
-    known = sorted(SlurmExecutor._valid_parameters() - {"job_name", "dependency", "num_gpus", "setup", "teardown"})
+    known = sorted(SlurmExecutor._valid_parameters() - NOT_OPTIONS)
     parameters: dict[str, Any] = dict(DEFAULTS)
     for word in words:
         name, equals, value = word.partition("=")
@@ -88,10 +95,54 @@ def options(words: Iterable[str]) -> dict[str, Any]:
             raise ConfigError(f"slurm is '{word}': expected NAME=VALUE, such as partition=gpu or time=240")
         if name not in known:
             raise UnknownNameError("slurm parameter", name, known)
-        if name == "time" and not value.isdigit():
-            raise ConfigError(f"slurm time is '{value}': expected minutes, such as time=240")
-        parameters[name] = int(value) if value.isdigit() else value
+        parameters[name] = _value(name, value)
+    gpus(parameters)
     return parameters
+
+
+def _value(name: str, value: str) -> Any:
+    """Return the value of a parameter as submitit takes it.
+
+    Raises:
+        ConfigError: the parameter cannot have this value.
+    """
+    if name == "time" and not value.isdecimal():
+        raise ConfigError(f"slurm time is '{value}': expected minutes, such as time=240")
+    if name == "cpus_per_task" and not value.isdecimal():
+        raise ConfigError(f"slurm cpus_per_task is '{value}': expected a whole number")
+    if name in ONE and value != "1":
+        raise ConfigError(
+            f"slurm {name} is '{value}': expected 1, since each job is one training on one node, with a process for"
+            " each GPU (gpus_per_node)"
+        )
+    if name == "srun_args":
+        return shlex.split(value)
+    if name in SWITCHES and value.lower() in (*YES, *NO):
+        return value.lower() in YES
+    if name in SWITCHES and name != "exclusive":  # which also takes user and mcs
+        raise ConfigError(f"slurm {name} is '{value}': expected yes or no")
+    return int(value) if value.isdecimal() and str(int(value)) == value else value  # an account may be 007
+
+
+def gpus(parameters: Mapping[str, Any]) -> int:
+    """Return the number of GPUs of a job, 1 if its parameters name none; a type, as in a100:4, may come first.
+
+    Raises:
+        ConfigError: the number cannot be read.
+    """
+    name = next((name for name in ("gpus_per_node", "gpus_per_task", "gres") if name in parameters), None)
+    if name is None:
+        return 1
+    count = 0
+    for part in re.sub(r"\([^)]*\)", "", str(parameters[name])).split(","):  # without sockets, as in gpu:2(S:0-1)
+        kind, _, rest = part.partition(":") if name == "gres" else ("gpu", ":", part)
+        if kind != "gpu":
+            continue
+        match = re.fullmatch(r"(?:[\w.-]+:)?(\d+)|[\w.-]*", rest)
+        if match is None:
+            raise ConfigError(f"slurm {name} is '{parameters[name]}': expected a number of GPUs, such as 4 or a100:4")
+        count += int(match[1] or 1)
+    return max(1, count)
 
 
 def scripts(sweep: Sweep) -> Iterator[tuple[Job, str]]:
@@ -128,7 +179,7 @@ def submit_all(sweep: Sweep) -> tuple[dict[str, str], dict[str, str]]:
             number = None if parent is None else (submitted | queued)[str(parent)]
             parameters = _parameters(sweep, job, number)
             executor.update_parameters(**parameters)
-            submitted[str(job)] = executor.submit(_training(job, parameters)).job_id
+            submitted[str(job)] = executor.submit(training_of(job, parameters)).job_id
             with atomic_file(folder / NUMBERS) as partial:
                 partial.write_text(json.dumps(numbers | submitted, indent=2))
     except (
@@ -167,10 +218,10 @@ def _missing(sweep: Sweep) -> list[tuple[Job, Job | None]]:
     return list(ordered.values())
 
 
-def _training(job: Job, parameters: Mapping[str, Any]) -> Training:
+def training_of(job: Job, parameters: Mapping[str, Any]) -> Training:
     """Return the function of a job: one process for each GPU, which share the CPUs."""
-    processes = int(parameters.get("gpus_per_node", parameters.get("gpus_per_task", 1)))
-    threads = max(1, int(parameters.get("cpus_per_task", 1)) // max(1, processes))
+    processes = gpus(parameters)
+    threads = max(1, int(parameters["cpus_per_task"]) // processes)
     return Training(tuple(job.arguments), job.folder, processes, threads)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,9 +15,9 @@ import pytest
 
 from tests.conftest import SMALL, recipe, refused, run
 from tests.stored_runs import store_run
-from trainer.sweep.slurm import options, scripts, submit_all
+from trainer.sweep.slurm import gpus, options, scripts, submit_all, training_of
 from trainer.sweep.spec import Sweep
-from workbench.errors import ConfigError, RunError, UnknownNameError
+from workbench.errors import ConfigError, RunError, UnknownNameError, WorkbenchError
 from workbench.yaml_config import as_mapping
 
 TINY = [*SMALL, "--optim.steps", "2", "--data.limit_train", "4", "--data.limit_val", "2", "--model.layers", "1"]
@@ -118,6 +120,61 @@ def test_numbers_that_cannot_be_read_submit_nothing(tmp_path: Path, cluster: Pat
     with pytest.raises(RunError, match=r"jobs\.json is damaged"):
         submit_all(replace(SWEEP, output_dir=tmp_path / "runs"))
     assert not list(cluster.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("word", "count"),
+    [
+        ("gpus_per_node=4", 4),
+        ("gpus_per_node=a100:4", 4),
+        ("gpus_per_node=3090:2", 2),
+        ("gpus_per_node=a100", 1),
+        ("gpus_per_node=0", 1),
+        ("gpus_per_task=h100:2", 2),
+        ("gres=gpu", 1),
+        ("gres=gpu:4", 4),
+        ("gres=nvme:3,gpu:a100_80gb:2(S:0-1)", 2),
+        ("gres=shard:3", 1),
+        ("mem=4", 1),
+    ],
+)
+def test_a_job_has_a_process_for_each_of_its_gpus(word: str, count: int, tmp_path: Path) -> None:
+    asked = options([word, "cpus_per_task=12"])
+    assert gpus(asked) == count
+    (job,) = [job for job in replace(SWEEP, output_dir=tmp_path).jobs() if str(job) == "baseline-s1"]
+    assert (training_of(job, asked).processes, training_of(job, asked).threads) == (count, 12 // count)
+
+
+def test_values_of_slurm_parameters_are_what_submitit_takes(tmp_path: Path) -> None:
+    words = ("account=007", "exclusive=yes", "srun_args=--cpu-bind=none -v", "stderr_to_stdout=no", "gres=gpu:a100:2")
+    script = next(text for _, text in scripts(replace(SWEEP, output_dir=tmp_path / "my runs", slurm=words)))
+    assert "#SBATCH --account=007\n" in script
+    assert "#SBATCH --exclusive\n" in script
+    assert "#SBATCH --gres=gpu:a100:2\n" in script
+    assert "#SBATCH --error=" in script
+    assert " --cpu-bind=none -v " in script
+    lines = [shlex.split(line) for line in script.splitlines() if "my runs" in line]
+    assert all(any("my runs/.slurm" in word for word in line) for line in lines)
+    assert "srun" not in next(
+        text for _, text in scripts(replace(SWEEP, output_dir=tmp_path / "my runs", slurm=("use_srun=no",)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("nodes=2", "slurm nodes is '2': expected 1"),
+        ("ntasks_per_node=4", "slurm ntasks_per_node is '4': expected 1"),
+        ("cpus_per_task=many", "slurm cpus_per_task is 'many': expected a whole number"),
+        ("use_srun=maybe", "slurm use_srun is 'maybe': expected yes or no"),
+        ("gpus_per_node=x:y", "slurm gpus_per_node is 'x:y': expected a number of GPUs"),
+        ("gres=gpu:4:a100", "slurm gres is 'gpu:4:a100': expected a number of GPUs"),
+        ("additional_parameters=x", "unknown slurm parameter 'additional_parameters'"),
+    ],
+)
+def test_a_slurm_parameter_that_cannot_be_is_one_sentence(word: str, message: str) -> None:
+    with pytest.raises(WorkbenchError, match=re.escape(message)):
+        options([word])
 
 
 def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
