@@ -244,8 +244,11 @@ def _touches(patch: Box, item: Object) -> bool:
     if item.mask is None:
         return left < item.box[2] and item.box[0] < right and top < item.box[3] and item.box[1] < bottom
     height, width = item.mask.shape
-    rows = slice(max(0, round(top * height)), max(0, math.ceil(round(bottom * height, 6))))
-    columns = slice(max(0, round(left * width)), max(0, math.ceil(round(right * width, 6))))
+    rows, columns = (
+        # rounded first, since an edge between two pixels may be off by a rounding error
+        slice(max(0, math.floor(round(low * pixels, 6))), max(0, math.ceil(round(high * pixels, 6))))
+        for low, high, pixels in ((top, bottom, height), (left, right, width))
+    )
     return bool(item.mask[rows, columns].any())
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from analyses.attention import ANALYSIS, MEASURES, Config, differences
 from analyses.attention import run as run_attention
+from analyses.attention.measuring import object_chance
 from analyses.attention.questions import ENTROPIES
 from analyses.attention.tables import score_intervals
 from tests.conftest import refused, run
@@ -132,6 +133,10 @@ def test_no_attention_and_objects_out_of_sight_are_nan() -> None:
     assert all(np.isnan(value) for value in dataclasses.astuple(entropies(nothing)))
     outside = object_coverage(SQUARE, VisualTokens(torch.arange(4), (2, 2), (0.6, 0.0, 1.0, 1.0)))
     assert all(np.isnan(f(np.full((2, 2), 0.25), outside)) for f in (pointing, mass_ratio, best_iou))
+    # nor do such objects count in the chance level of the others
+    assert np.isnan(touched(outside))
+    assert touched(np.stack([outside, np.eye(2)])) == pytest.approx([np.nan, 0.5], nan_ok=True)
+    assert np.isnan(object_chance(outside, 0)[0])
 
 
 def test_cells_count_the_pixels_of_the_mask() -> None:

@@ -25,6 +25,7 @@ from workbench.errors import ConfigError, DataError
 from workbench.mllm import MLLM
 from workbench.mllm.family import VisualTokens
 from workbench.scoring.quiz import Quiz
+from workbench.spatial.grids import object_coverage
 from workbench.training_folder import MEAN
 
 RED_DOG, BLUE_DOG = Object("red dog", (0.0, 0.0, 0.5, 0.5)), Object("blue dog", (0.5, 0.5, 1.0, 1.0))
@@ -143,6 +144,19 @@ def test_tokens_of_named_objects_by_hand() -> None:
     mask[20:40, 39:41] = True  # rows of the second token row, columns on both sides of the middle
     assert touched_tokens(raster, [Object("thin", (0, 0, 1, 1), mask)]) == [5, 6]
     assert touched_tokens([VisualTokens(torch.arange(4), (2, 2), (-0.5, 0.0, 1.5, 1.0))], [RED_DOG]) == [0]
+
+
+def test_a_pixel_on_the_border_of_two_patches_touches_both() -> None:
+    """The same tokens that the object covers a share of, where patches have no whole number of pixels."""
+    rows = VisualTokens(torch.arange(3), (3, 1), (0.0, 0.0, 1.0, 1.0))  # edges at 3.33 and 6.67 of 10 pixels
+    for pixel, expected in ((2, [0]), (3, [0, 1]), (6, [1, 2]), (7, [2])):
+        for turned in (False, True):
+            mask = np.zeros((10, 10), dtype=bool)
+            mask[pixel] = True
+            item = Object("line", (0, 0, 1, 1), mask.T if turned else mask)
+            part = dataclasses.replace(rows, grid=(1, 3)) if turned else rows
+            assert touched_tokens([part], [item]) == expected
+            assert object_coverage(item, part).ravel().nonzero()[0].tolist() == expected
 
 
 def test_the_interval_of_a_negative_difference_in_kl_contains_it() -> None:

@@ -91,8 +91,11 @@ def pointing(
 
 
 def touched(inside: Float[np.ndarray, "*object h w"]) -> Float[np.ndarray, "*object"]:
-    """Return the share of patches that contain a part of the object: the chance level of `pointing`."""
-    return np.asarray((inside > 0).mean(axis=(-2, -1)))
+    """Return the share of patches that contain a part of the object: the chance level of `pointing`.
+
+    It is NaN, as `pointing` is, for an object that is not on the patch grid at all.
+    """
+    return _nan_if_absent(np.asarray((inside > 0).mean(axis=(-2, -1))), inside)
 
 
 def mass_ratio(
