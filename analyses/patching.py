@@ -8,7 +8,8 @@ KL(before || after) of the answer over the question's options, in nats.
 
 What the number is not: a measure of how much the source's tokens hold. Two models trained separately need not agree on
 what a direction in their tokens means; models that share stage 1 agree most. The control `self` puts a model's own
-tokens back, read in another forward pass: it must change nothing, and so must a model that is patched with itself.
+tokens back, read in another forward pass: it must change nothing, and so must a model that is patched with itself. The
+source therefore runs with the data type and the quantization of the model that gets its tokens.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ def run(config: Config, context: Context) -> Result:
     """Ask every question before and after the tokens are replaced, at each layer."""
     target, source = context.mllm, _load(config.source, config.source_revision)
     labels = label_of(config.source), context.label or label_of(target.name)
-    source.model.to(target.device)
+    if (source.model.dtype, source.load_in) != (target.model.dtype, target.load_in):
+        source = target.load_alike(source.name, revision=config.source_revision)
+    elif source.load_in is None:  # a quantized model cannot be moved
+        source.model.to(target.device)
     asking = ask(config, target, context.data, types=config.types, each=config.questions)
     scenes = asking.worded
     check_pair(target, source)

@@ -79,19 +79,17 @@ class TrainingPoint:
 
     @cached_property
     def mllm(self) -> MLLM:
-        """The model, with the data type and on the device of the finished one."""
+        """The model, loaded as the finished one is."""
         finished = self.evaluation.context.mllm
-        if self.folder is None:
-            return finished
-        return MLLM.load(
-            str(self.folder), dtype=str(finished.model.dtype).removeprefix("torch."), device=str(finished.device)
-        )
+        return finished if self.folder is None else finished.load_alike(str(self.folder))
 
     def has_fingerprint(self, expected: object) -> bool:
-        """Return whether the model's weights have the expected fingerprint."""
+        """Return whether the stored weights have the expected fingerprint."""
 
         def compute(_: Chunk[str]) -> Part:
-            return Part(record={"fingerprint": fingerprint(saved_tensors(self.mllm.model))})
+            # as it is stored: the training knows nothing of the data type in which it is evaluated
+            stored = MLLM.load(str(self.folder), device="cpu", validate=False)
+            return Part(record={"fingerprint": fingerprint(saved_tensors(stored.model))})
 
         (part,) = self.evaluation.context.map("start", [str(self.folder)], compute)
         return bool(part.record["fingerprint"] == expected)

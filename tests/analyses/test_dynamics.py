@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ from scipy import stats as scipy_stats
 
 from analyses.dynamics import ANALYSIS
 from analyses.dynamics.comparison import compared, curves, differences, groups, losses, to_reach
+from analyses.dynamics.evaluation import Evaluation, TrainingPoint
 from analyses.dynamics.options import ACCURACY, BENCHMARK, CKNNA, DROP, MEAN_OF_BENCHMARKS, Config
 from analyses.dynamics.resampling import reached_over_images
 from analyses.dynamics.summaries import summary
 from analyses.dynamics.training import beside
 from tests.conftest import refused, run
+from tests.tiny import build
 from workbench import runs
+from workbench.analysis.declaration import Context
 from workbench.data import load_data
-from workbench.errors import DataError, RunError
+from workbench.errors import ConfigError, DataError, RunError
+from workbench.hashing import fingerprint, saved_tensors
+from workbench.mllm import MLLM
 from workbench.runs import Run
 from workbench.scoring.tables import accuracy_by_type
 from workbench.stats import first_reached, mean_interval, t_interval
@@ -422,6 +428,22 @@ def test_an_interrupted_analysis_goes_on_where_it_stopped(
             Where((str(runs_folder / "viral"),), tmp_path),
             [],
         )
+
+
+def test_a_checkpoint_is_loaded_as_the_finished_model_is(tmp_path: Path) -> None:
+    """And the model that the training started from is known again, whatever data type it is evaluated in."""
+    folder = build("llava", tmp_path / "llava")
+    trained = fingerprint(saved_tensors(MLLM.load(str(folder)).model))
+    for dtype in ("float32", "bfloat16"):
+        finished = MLLM.load(str(folder), dtype=dtype)
+        evaluation = Evaluation(Config(), Context(finished, load_data("shapes:val", limit=2), 2), [], [])
+        assert TrainingPoint(evaluation, 0, folder).mllm.fingerprint == finished.fingerprint
+        assert TrainingPoint(evaluation, 0, folder).has_fingerprint(trained)
+        assert not TrainingPoint(evaluation, 0, folder).has_fingerprint("of another model")
+    if find_spec("bitsandbytes") is None:
+        finished.load_in = "4bit"  # as if it had been loaded so
+        with pytest.raises(ConfigError, match="load_in is 4bit, which needs bitsandbytes"):
+            _ = TrainingPoint(evaluation, 0, folder).mllm
 
 
 def test_other_checkpoints_are_another_question(runs_folder: Path, tmp_path: Path) -> None:

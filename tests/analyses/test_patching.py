@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,24 @@ def test_other_blocks_read_the_same_projection_but_other_layers(folders: Path, m
     assert kl[PATCHED, 0] < 1e-6
     assert kl[PATCHED, 1] > 1e-6
     assert kl[SELF, 1] < 1e-6
+
+
+def test_a_source_runs_with_the_data_type_of_the_model_that_gets_its_tokens(folders: Path) -> None:
+    stored = model("llava", folders)  # in float32
+    for dtype in ("bfloat16", "float32"):
+        mllm = MLLM.load(stored.name, dtype=dtype)
+        config = Config(source=f"it={stored.name}", questions=0, layers=(0, 2))
+        samples = patching.run(config, Context(mllm, planted(2), batch_size=2)).tables["samples"]
+        kinds = {kind: table["kl"].to_numpy() for kind, table in samples.groupby("kind")}
+        assert np.array_equal(kinds[PATCHED], kinds[SELF])
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="the error is that it is missing")
+def test_a_source_is_quantized_as_the_model_that_gets_its_tokens(folders: Path) -> None:
+    mllm = model("llava", folders)
+    mllm.load_in = "8bit"
+    with pytest.raises(ConfigError, match="load_in is 8bit, which needs bitsandbytes"):
+        patching.run(Config(source=mllm.name), Context(mllm, planted(2), batch_size=2))
 
 
 def test_models_that_do_not_fit_are_refused(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,13 @@ from workbench.weights.remembered import NO_FILES, LoadedFrom, remembered_finger
 
 
 class MLLM(ModelTexts):
-    """A model, its processor and its family; make one with `MLLM.load`."""
+    """A model, its processor and its family; make one with `MLLM.load`.
+
+    Attributes:
+        load_in: how the weights were quantized while they were loaded ("8bit" or "4bit"); None if they were not.
+    """
+
+    load_in: str | None = None
 
     def __init__(
         self,
@@ -126,9 +132,23 @@ class MLLM(ModelTexts):
         # code that comes with a model may make other tensors of the same files
         source = NO_FILES if trust_remote_code else LoadedFrom(loaded_files(name, revision), began)
         mllm = cls(model, processor, family, name, residual, source)
+        mllm.load_in = load_in
         if validate:
             validate_mllm(mllm)
         return mllm
+
+    def load_alike(self, name: str, *, revision: str | None = None) -> MLLM:
+        """Load another model as this one runs: with its data type and quantization, on its device.
+
+        Args:
+            name: hub id or folder of the other model.
+            revision: of the hub id.
+
+        Raises:
+            ConfigError, ModelError, WeightsError, UnknownNameError: as `load`.
+        """
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return MLLM.load(name, dtype=dtype, device=str(self.device), revision=revision, load_in=self.load_in)
 
     @classmethod
     def wrap(cls, model: Any, processor: Any, name: str = "") -> MLLM:
