@@ -14,7 +14,7 @@ from workbench.capture.edit import Site as Place
 from workbench.changing import Change, Reply
 from workbench.dashboard.asking import Asked
 from workbench.dashboard.engine import Engine, asked_again
-from workbench.dashboard.site import cached, choice, plain, write_address
+from workbench.dashboard.site import cached, choice, plain, whole_number, write_address
 from workbench.data.base import content_hash
 from workbench.errors import WorkbenchError
 from workbench.looking import Look
@@ -48,7 +48,7 @@ def draw(engines: Mapping[str, Engine], seen: Mapping[str, Look], asked: Asked, 
     with left:
         kind = choice("change", list(CHANGES), "paint", "Change", listed=True, format_func=CHANGES.__getitem__)
     layers = min(len(one.hidden) for one in seen.values()) - 1
-    layer = int(chosen["l"]) if chosen.get("l", "").isdigit() else 0
+    layer = whole_number(chosen.get("l", "")) or 0
     sites = {"encoder": "before the projector", "projector": "after the projector (layer 0)"}
     sites |= {"layer": f"after layer {min(max(1, layer), layers)}, that of the slider"}
     with middle:
@@ -98,7 +98,7 @@ def patches_of(text: str, grid: tuple[int, int]) -> tuple[int, int, int, int] | 
         text: `row,column` or `row,column-row,column`, from 0.
         grid: rows and columns.
     """
-    match = re.fullmatch(r"(\d+),(\d+)(?:-(\d+),(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,9}),(\d{1,9})(?:-(\d{1,9}),(\d{1,9}))?", text, re.ASCII)
     if match is None:
         return None
     row, column, *more = (int(part) for part in match.groups() if part is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,18 +16,46 @@ from workbench import figures
 from workbench.analysis.discover import words_of
 from workbench.dashboard.drawn import drawn
 from workbench.dashboard.papers import archive, chart
-from workbench.dashboard.site import Site, plain
+from workbench.dashboard.site import Site, choice, plain
 from workbench.errors import WorkbenchError
+from workbench.overview.stored import StoredRun, options_text
 
 
-def every_figure(site: Site, analysis: str, key: str) -> None:
-    """Draw all figures and the summary that an analysis makes of the chosen models, with downloads and commands."""
+def chosen_runs(site: Site, analysis: str, key: str) -> list[StoredRun]:
+    """Return the runs to show; where runs with several options or images are stored, the user chooses.
+
+    Args:
+        site: the models; at least one run of the analysis is stored of the chosen ones.
+        analysis: its name.
+        key: of the choice, in the address.
+    """
     lists = site.stored.of(analysis, site.chosen)
-    if not lists:
-        words = " ".join([*words_of(analysis), "--model", *(str(site.root / name) for name in site.chosen)])
+    if len(lists) == 1:
+        return lists[0]
+    texts = {
+        runs[0].question: f"at most {runs[0].record['config'].get('limit')} images of {runs[0].record.get('data')},"
+        f" {len(runs)} models ({options_text(runs[0])})"
+        for runs in lists
+    }
+    with st.popover(f"{len(texts)} sets of images and options", type="tertiary"):
+        picked = choice(key, list(texts), next(iter(texts)), "Shown", listed=True, format_func=texts.__getitem__)
+    return next(runs for runs in lists if runs[0].question == picked)
+
+
+def every_figure(site: Site, analysis: str, key: str, runs: Sequence[StoredRun] = ()) -> None:
+    """Draw all figures and the summary that an analysis makes of the chosen models, with downloads and commands.
+
+    Args:
+        site: the models.
+        analysis: its name.
+        key: of the charts on their page.
+        runs: those to draw; by default the user chooses, where there are several sets of them.
+    """
+    if not site.stored.of(analysis, site.chosen):
+        words = shlex.join([*words_of(analysis), "--model", *site.words_of_models(site.chosen)])
         st.info(f"No run of this analysis is stored for these models. `{words}` makes one.")
         return
-    runs = lists[0]
+    runs = runs or chosen_runs(site, analysis, f"run-{analysis}")
     try:
         drawn_figures, captions, summary = drawn(
             analysis,

@@ -42,6 +42,7 @@ def options(analysis: str) -> list[dict[str, Any]]:
 
 @st.cache_data(max_entries=24, show_spinner="Drawing; the first time takes some seconds")
 def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
+    lines: list[str] = []
     try:
         done = subprocess.run(
             python(["-m", "workbench.analysis.drawn"]),
@@ -52,12 +53,14 @@ def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
             timeout=PATIENCE,
             check=False,
         )
+        lines = done.stderr.strip().splitlines()
         content: dict[str, Any] = json.loads(done.stdout)
     except subprocess.TimeoutExpired as error:
         raise RunError(f"{request['analysis']} was not drawn within {PATIENCE:.0f} s") from error
     except (OSError, ValueError) as error:
-        lines = done.stderr.strip().splitlines() or [str(error)]
-        raise RunError(f"{request['analysis']} cannot be drawn: {one_line(lines[-1], 200)}") from error
+        raise RunError(
+            f"{request['analysis']} cannot be drawn: {one_line(lines[-1] if lines else str(error), 200)}"
+        ) from error
     if "error" in content:
         raise RunError(content["error"])
     return content

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -59,7 +61,6 @@ def _runs(site: Site) -> None:
 
 def _row(run: StoredRun) -> dict[str, object]:
     record = run.record
-    size = sum(file.stat().st_size for file in run.folder.iterdir()) if run.folder.exists() else 0
     return {
         "analysis": run.analysis,
         "model": run.model,
@@ -67,12 +68,22 @@ def _row(run: StoredRun) -> dict[str, object]:
         "limit": record["config"].get("limit"),
         "created": run.created[:16],
         "seconds": record.get("seconds"),
-        "MB": round(size / 1e6, 2),
+        "MB": round(_size(run.folder) / 1e6, 2),
         "commit": record.get("git", "")[:8] + (" (dirty)" if record.get("dirty") else ""),
         "key": run.key,
         "options": options_text(run),
         "command": shlex.join(record.get("argv", [])),
     }
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of the files in a folder; a file that has just been removed has none."""
+    size = 0
+    with suppress(OSError):
+        for file in folder.iterdir():
+            with suppress(OSError):
+                size += file.stat().st_size
+    return size
 
 
 def _made_with(record: Mapping[str, Any]) -> str:
@@ -105,7 +116,7 @@ def _report(site: Site) -> None:
             on_click="ignore",
             type="primary",
         )
-    words = ["python", "-m", "analyses.all", "--model", *(str(site.root / key) for key in site.chosen)]
+    words = ["python", "-m", "analyses.all", "--model", *site.words_of_models(site.chosen)]
     words += ["--output_dir", str(site.root), "--report", str(site.root / "report.html")]
     st.markdown(
         "The long form has every figure of every analysis. What is stored is not computed again; what is missing is."

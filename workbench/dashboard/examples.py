@@ -372,6 +372,6 @@ def _downloads(site: Site, shown: pd.DataFrame, spec: str) -> None:
         st.download_button("Table as CSV", partial(shown.to_csv, index=False), "questions.csv", "text/csv")
         st.download_button("As a data set", "\n".join(shown["id"]) + "\n", "ids.txt", "text/plain")
     st.caption("An analysis of these questions alone:")
-    models = [str(site.root / key) for key in site.pair.keys] if site.pair else []
+    models = site.words_of_models(site.pair.keys) if site.pair else []
     words = ["python", "-m", "analyses.permutation", "--model", *models, "--data", spec, "--ids", "ids.txt"]
     st.code(shlex.join(words), language="bash", wrap_lines=True)

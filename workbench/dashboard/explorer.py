@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,11 +13,12 @@ from workbench import runs
 from workbench.analysis.discover import load_analysis
 from workbench.analysis.exported import caption_of
 from workbench.dashboard import again, asking, engine, token_maps, token_umap, viewer
+from workbench.dashboard.analysis_figures import chosen_runs
 from workbench.dashboard.asking import Asked
 from workbench.dashboard.beside import ranked_heads, spread_of
 from workbench.dashboard.engine import Engine
 from workbench.dashboard.papers import chart, save_button, seeds_of
-from workbench.dashboard.site import NOBODY, Site, cached, choice, plain
+from workbench.dashboard.site import NOBODY, Site, cached, choice, plain, whole_number
 from workbench.dashboard.viewer_figure import Shown, Vfm, view_figure, what_is_shown
 from workbench.data import named_objects
 from workbench.errors import WorkbenchError
@@ -50,10 +52,11 @@ def page(site: Site) -> None:
         return
     lists = site.stored.of(STORED[view], site.chosen)
     if not lists:
-        models = " ".join(str(site.root / key) for key in site.chosen) or "runs/baseline runs/viral"
+        models = shlex.join(site.words_of_models(site.chosen)) or "runs/baseline runs/viral"
         st.info(f"This view needs stored runs: `python -m analyses.{STORED[view]} --model {models}`")
         return
-    compared = {run.model: _loaded(str(run.folder)) for run in lists[0]}
+    shown = chosen_runs(site, STORED[view], f"run-{STORED[view]}-{view}")
+    compared = {run.model: _loaded(str(run.folder)) for run in shown}
     if view in DRAWN:
         _figures(STORED[view], DRAWN[view], compared)
     else:
@@ -217,7 +220,8 @@ def _inside(site: Site, ready: Mapping[str, tuple[Engine, Look]], asked: Asked, 
     chosen = dict((st.session_state.get(VIEWER) or {}).get("chosen") or {})
     if not chosen:  # just opened
         count = max(len(one.hidden) for _, one in ready.values())
-        of_layers = [name for name in st.session_state.get("l-address", ()) if name.isdigit() and int(name) < count]
+        numbers = [whole_number(name) for name in st.session_state.get("l-address", ())]
+        of_layers = [str(number) for number in numbers if number is not None and number < count]
         st.session_state["viewer-start"] = dict(zip("l", of_layers, strict=False)) | {
             name: st.query_params[name] for name in viewer.STATE if name in st.query_params
         }
@@ -339,8 +343,9 @@ def _current(chosen: Mapping[str, str], seen: Mapping[str, Look], layer: int) ->
     if chosen.get("show") in viewer.SHOW:
         now["show"] = chosen["show"]
     for key, size in sizes.items():
-        if chosen.get(key, "").isdigit() and int(chosen[key]) < size:
-            now[key] = chosen[key]
+        number = whole_number(chosen.get(key, ""))
+        if number is not None and number < size:
+            now[key] = str(number)
     if again.patches_of(chosen.get("p", ""), first.grid):
         now["p"] = chosen["p"]
     return now

@@ -10,8 +10,11 @@ from workbench.errors import RunError
 
 def runs_root() -> Path:
     """Return the folder of the option `--runs`, by default ./runs."""
-    words = sys.argv[1:]
-    folder = words[words.index("--runs") + 1] if "--runs" in words[:-1] else "runs"
+    folder, words = "runs", sys.argv[1:]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == "--runs":
+            folder = (value if equals else following) or folder
     return Path(folder).resolve()
 
 

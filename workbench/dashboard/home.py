@@ -68,7 +68,10 @@ def _before(site: Site, running: bool) -> None:
         else:
             st.info(EMPTY.format(site.root))
         return
-    st.markdown("There is one model here. With a second one, this page compares them.")
+    if len(site.models.by_key) > 1:
+        st.info("One model is chosen. Choose a second one above, and this page compares them.")
+    else:
+        st.markdown("There is one model here. With a second one, this page compares them.")
     training_curves(site, list(site.models.by_key)[:6], few=True)
 
 

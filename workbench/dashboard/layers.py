@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -13,7 +14,16 @@ from workbench.analysis.discover import analysis_names
 from workbench.dashboard.analysis_figures import every_figure
 from workbench.dashboard.models import several_seeds, training_curves
 from workbench.dashboard.papers import chart, seeds_of
-from workbench.dashboard.questions import DIFFERENCES, IMAGES, SCORES, layer_name, questions, scores_of, stamp_of
+from workbench.dashboard.questions import (
+    DIFFERENCES,
+    IMAGES,
+    SCORES,
+    in_words,
+    layer_name,
+    questions,
+    scores_of,
+    stamp_of,
+)
 from workbench.dashboard.site import Site, cached, choice, once, plain, read_address, write_address
 from workbench.dashboard.stories import stamp
 from workbench.figures.caption import Caption
@@ -29,7 +39,7 @@ def page(site: Site) -> None:
     st.title("Where in the network do they differ?" if site.pair else "What happens in each layer?")
     measured = {key: measure for key, measure in MEASURES.items() if site.stored.of(measure.analysis, site.chosen)}
     if not measured:
-        models = " ".join(str(site.root / key) for key in site.chosen) or "runs/baseline runs/viral"
+        models = shlex.join(site.words_of_models(site.chosen)) or "runs/baseline runs/viral"
         st.info(NONE.format(f"python -m analyses.all --model {models}"))
     else:
         layers = _layers(site, measured)
@@ -74,8 +84,8 @@ def _layer(site: Site, layers: list[int], table: pd.DataFrame) -> int:
         largest = table.loc[table["z"].abs().fillna(-1).idxmax()]
         first, second = site.pair.names if site.pair else ("", "")
         sentence = (
-            f"The clearest difference is in {largest['title']} at layer {largest['layer']}: {second} minus {first} is"
-            f" {largest['score']:+.3f} [{largest['low']:+.3f}, {largest['high']:+.3f}] over {largest['n']:.0f}"
+            f"The clearest difference is in {largest['title']} at {in_words(largest['layer'])}: {second} minus {first}"
+            f" is {largest['score']:+.3f} [{largest['low']:+.3f}, {largest['high']:+.3f}] over {largest['n']:.0f}"
             f" {largest['over']}."
         )
         picked = "It was picked from all cells below, so it is likely to be smaller in new data."

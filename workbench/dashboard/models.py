@@ -232,11 +232,12 @@ def training_curves(
         )
         table = curves[measure]
         steps = f"{table['at'].nunique()} steps of training; {_counts(table['over'])}"
+        over = "conversations" if measure == _measure("val_lm_loss") else "images"
         with column:
             chart(
                 figure,
                 f"curve-{measure}",
-                Caption(f"{measure} over the steps of training", steps, seeds_of(site, keys_of(table)), "images"),
+                Caption(f"{measure} over the steps of training", steps, seeds_of(site, keys_of(table)), over),
             )
     st.caption(
         "Bands: 95 % intervals over the images (or conversations) of the validation split. Losses of training batches"
@@ -281,7 +282,7 @@ def _curves(models: Sequence[Model]) -> dict[str, pd.DataFrame]:
             elif column.endswith("_loss"):
                 rows = log.dropna(subset=[column]).drop_duplicates("step")
                 part = rows[["step", column]].set_axis(["at", "score"], axis=1)
-                part = part.assign(low=part["score"], high=part["score"], over="batches", chance=np.nan)
+                part = part.assign(low=np.nan, high=np.nan, over="batches", chance=np.nan)
             else:
                 continue
             if len(part):  # not yet measured, where the training has just begun
@@ -340,7 +341,7 @@ def _types(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
         return figures.accuracy_by_type(accuracies)
     long = pd.concat([table.assign(name=name) for name, table in accuracies.items()])
     shown = long.rename(columns={"category": "at", "accuracy": "score"})
-    return figures.layer_heat(shown, title="accuracy").update_xaxes(title="question type")
+    return figures.layer_heat(shown, title="accuracy", column="question type")
 
 
 def _warnings(models: Sequence[Model]) -> None:

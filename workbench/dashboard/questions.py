@@ -10,7 +10,7 @@ import streamlit as st
 
 from workbench import figures
 from workbench.analysis.discover import opening
-from workbench.dashboard.analysis_figures import every_figure
+from workbench.dashboard.analysis_figures import chosen_runs, every_figure
 from workbench.dashboard.models import several_seeds
 from workbench.dashboard.papers import chart, seeds_of
 from workbench.dashboard.site import Site, cached, choice, once, plain
@@ -28,7 +28,7 @@ from workbench.overview.measures import (
     images_words,
     scores,
 )
-from workbench.overview.stored import StoredRun, options_text
+from workbench.overview.stored import StoredRun
 
 SCORES, DIFFERENCES, IMAGES = "Scores", "Differences", "Single images"
 WEIGHED = (
@@ -56,6 +56,15 @@ def stamp_of(runs: Sequence[StoredRun]) -> tuple[str, ...]:
 def layer_name(layer: str) -> str:
     """Return what a layer is called: its number, or the vision encoder."""
     return "encoder" if layer == str(ENCODER_LAYER) else layer
+
+
+def in_words(layer: int) -> str:
+    """Return a layer as a sentence names it."""
+    return "the vision encoder" if layer == ENCODER_LAYER else f"layer {layer}"
+
+
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def questions(site: Site, measured: Mapping[str, Measure], layer: int, shown: str, differences: pd.DataFrame) -> None:
@@ -87,12 +96,13 @@ def _question(
     by_title = {title: key for key, title in titles.items()}
     title = choice(f"m-{asked}", list(by_title), next(iter(by_title)), "Measure")
     measure = measures[by_title[title]]
+    runs = chosen_runs(site, measure.analysis, f"run-{measure.analysis}-{measure.asked}")
     if shown == DIFFERENCES and site.pair is not None:
-        _difference(site, site.pair, measure, layer, differences)
+        _difference(site, site.pair, measure, runs, layer, differences)
     elif shown == IMAGES:
-        _images(site, measure, layer)
+        _images(site, measure, runs, layer)
     else:
-        _score(site, measure, layer, differences)
+        _score(site, measure, runs, layer, differences)
     drawn = st.query_params.get(f"all-{asked}") == "true"  # in a copied address
     with st.expander("What this number is, and is not; every figure and the table", expanded=drawn):
         st.caption(plain(f"Here: {measure.explained}."))
@@ -102,12 +112,11 @@ def _question(
             else:
                 st.markdown(plain(paragraph))
         if st.toggle("Draw every figure and the table", key=f"all-{asked}", bind="query-params"):
-            every_figure(site, measure.analysis, f"{asked}")
+            every_figure(site, measure.analysis, f"{asked}", runs)
 
 
-def _score(site: Site, measure: Measure, layer: int, differences: pd.DataFrame) -> None:
+def _score(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int, differences: pd.DataFrame) -> None:
     """Draw a measure of the chosen models by layer, and where the pair differs most and the layer's values in words."""
-    runs = _chosen_question(site, measure)
     table = scores_of(measure.key, stamp_of(runs), runs)
     series = _series(site, measure, table)
     shown = curves_of(table[table["series"] == series])
@@ -137,10 +146,9 @@ def _largest(runs: Sequence[StoredRun], title: str, differences: pd.DataFrame) -
     if of_measure.empty or of_measure["runs"].iloc[0] != runs[0].question:
         return ""
     row = of_measure.loc[of_measure["score"].abs().idxmax()]
-    where = layer_name(str(row["layer"]))
     return plain(
-        f"Largest difference at {'the ' if where == 'encoder' else 'layer '}{where}: {row['score']:+.3f}"
-        f" [{row['low']:+.3f}, {row['high']:+.3f}], {row['n']:.0f} {row['over']}."
+        f"Largest difference at {in_words(row['layer'])}: {row['score']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}],"
+        f" {row['n']:.0f} {row['over']}."
     )
 
 
@@ -159,19 +167,18 @@ def _of_images(measure: str, folders: tuple[str, ...], _runs: Sequence[StoredRun
     return pd.concat(parts, ignore_index=True).dropna(subset="value")
 
 
-def _images(site: Site, measure: Measure, layer: int) -> None:
+def _images(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int) -> None:
     """Draw how a measure is distributed over the images at the chosen layer, a dot for each image."""
-    runs = _chosen_question(site, measure)
     stamps = stamp_of(runs)
     table = scores_of(measure.key, stamps, runs)
     series = _series(site, measure, table)
     values = _of_images(measure.key, stamps, runs)
     values = values[(values["layer"] == layer) & (values["series"] == series)]
     if values.empty:
-        st.info(f"There are no values of single images of this measure in layer {layer}.")
+        st.info(f"There are no values of single images of this measure in {in_words(layer)}.")
         return
-    st.markdown(plain(_ahead(site, values) or f"Layer {layer}: {_spread(values)}"))
-    title = f"{measure.title.format(series=series)}, layer {layer_name(str(layer))}"
+    st.markdown(plain(_ahead(site, values) or f"{_capital(in_words(layer))}: {_spread(values)}"))
+    title = f"{measure.title.format(series=series)}, {in_words(layer)}"
     at = curves_of(table[(table["layer"] == layer) & (table["series"] == series)])
     level, dotted = (at["chance"].max(), "chance") if at["chance"].notna().any() else (measure.neutral, "no effect")
     key = ("images", measure.key, stamps, series, layer, site.looks)
@@ -212,20 +219,26 @@ def _values(shown: pd.DataFrame, layer: int) -> str:
     """Return the values at a layer in words: with intervals, or the means of groups of seeds."""
     at = shown[shown["at"] == layer]
     if at.empty:
-        return f"Layer {layer} is not measured."
+        return f"{_capital(in_words(layer))} is not measured."
     if "group" in at:
         means = at.groupby("group", sort=False)["score"].agg(["mean", "size"])
         values = [f"{name} {mean:.3f} (mean of {size:.0f})" for name, (mean, size) in means.iterrows()]
     else:
         values = [f"{row.name} {row.score:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in at.itertuples(index=False)]
     more = f" and {len(values) - 4} more" if len(values) > 4 else ""
-    return plain(f"Layer {layer}: {', '.join(values[:4])}{more}")
+    return plain(f"{_capital(in_words(layer))}: {', '.join(values[:4])}{more}")
 
 
-def _difference(site: Site, pair: Pair, measure: Measure, layer: int, differences: pd.DataFrame) -> None:
+def _difference(
+    site: Site,
+    pair: Pair,
+    measure: Measure,
+    asked: Sequence[StoredRun],
+    layer: int,
+    differences: pd.DataFrame,
+) -> None:
     """Draw second minus first by layer."""
-    asked = _chosen_question(site, measure)
-    runs = {run.model: run for run in asked}
+    runs = {run.model: run for run in asked if run.model in pair.keys}
     stamps = (str(site.root), *pair.names, *stamp_of(list(runs.values())))
     table = _changes(measure.key, pair, runs, stamps)
     if table.empty:
@@ -244,7 +257,8 @@ def _difference(site: Site, pair: Pair, measure: Measure, layer: int, difference
         if largest := _largest(asked, measure.title.format(series=series), differences):
             st.markdown(f"{plain(series)}: {largest}" if table["series"].nunique() > 1 else largest)
     for row in at.itertuples():
-        st.markdown(plain(f"Layer {layer}: {row.score:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {_over(row)}"))
+        values = f"{row.score:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {_over(row)}"
+        st.markdown(plain(f"{_capital(in_words(layer))}: {values}"))
     first, second = pair.names
     name = figures.plain_name(f"{second} minus {first}")
     key = ("difference", measure.key, stamps, layer, site.looks)
@@ -271,22 +285,6 @@ def _difference(site: Site, pair: Pair, measure: Measure, layer: int, difference
 
 def _over(row: Any) -> str:
     return f"{row.n:.0f} {row.over}" + (f", Holm p {row.p_holm:.3g}" if row.p_holm == row.p_holm else "")
-
-
-def _chosen_question(site: Site, measure: Measure) -> list[StoredRun]:
-    """Return the runs to show; where runs with several options or images are stored, the user chooses."""
-    lists = site.stored.of(measure.analysis, site.chosen)
-    if len(lists) == 1:
-        return lists[0]
-    texts = {
-        runs[0].question: f"at most {runs[0].record['config'].get('limit')} images of {runs[0].record.get('data')},"
-        f" {len(runs)} models ({options_text(runs[0])})"
-        for runs in lists
-    }
-    key = f"run-{measure.analysis}-{measure.asked}"
-    with st.popover(f"{len(texts)} sets of images and options", type="tertiary"):
-        picked = choice(key, list(texts), next(iter(texts)), "Shown", listed=True, format_func=texts.__getitem__)
-    return next(runs for runs in lists if runs[0].question == picked)
 
 
 def _about(runs: Sequence[StoredRun], counts: pd.Series, intervals: str, dotted: str) -> str:

@@ -7,6 +7,7 @@ the layer. What an address names and the folder does not have is said in one sen
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,6 +60,12 @@ class Site:
     def chosen(self) -> list[str]:
         """The keys of all chosen models, the baseline first."""
         return [self.baseline, *self.others] if self.baseline else []
+
+    def words_of_models(self, keys: Sequence[str]) -> list[str]:
+        """Return the models as a command line names them: by folder, or as analyses did if it is elsewhere."""
+        named = {run.model: str(run.record.get("model") or run.model) for run in reversed(self.stored.runs)}
+        folders = {key: self.models.by_key[key].folder for key in keys if key in self.models.by_key}
+        return [str(folders.get(key) or named.get(key, key)) for key in keys]
 
     def address(self, **more: Any) -> dict[str, Any]:
         """Return the parameters of an address that keeps what is chosen, and `more`."""
@@ -276,6 +283,11 @@ def complaints() -> None:
         if line.button("Dismiss", key=f"dismiss-{key}"):
             del pending[key]
             st.rerun()
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that an address names, from 0; None if the text is none."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def plain(text: object) -> str:

@@ -73,8 +73,10 @@ def disagreements(site: Site, answered: Answered) -> None:
         said = ", ".join(f"{key}: {answer}" for key, answer in given.items() if isinstance(answer, str))
         with column.container(key=f"look-{number}"):  # the link covers all of it
             left, right = st.columns([1, 2.6], wrap=False)
-            url = thumbnail_of(spec, row["id"], FEW) or ""
-            left.image(url, width="stretch", alt=f"Image {sample.image_name}")
+            if url := thumbnail_of(spec, row["id"], FEW):
+                left.image(url, width="stretch", alt=f"Image {sample.image_name}")
+            else:
+                left.caption("image not readable")
             with right:
                 st.markdown(f"{plain(sample.question)} **{plain(sample.answer)}**")
                 st.caption(plain(f"{words}{f' ({said})' if said else ''}"))

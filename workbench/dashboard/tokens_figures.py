@@ -15,7 +15,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from workbench.data.shapes import COLORS as SHAPE_COLORS
-from workbench.figures import COLORS, GRAY, new_figure
+from workbench.figures import COLORS, GRAY, new_figure, plain_name
 from workbench.mllm.family import VisualTokens
 
 PANELS_PER_ROW = 2
@@ -89,12 +89,12 @@ def small_maps(maps: Maps, framed: Mapping[str, int], *, bounds: tuple[float, fl
         bounds: ends of the color scale that all maps of values share; without it each map has its own scale.
     """
     names = list(dict.fromkeys(name for model_maps in maps.values() for name in model_maps))
-    titles = [name.removeprefix("layer ").replace("-", "-<br>") for name in names]
+    titles = [plain_name(name.removeprefix("layer ")).replace("-", "-<br>") for name in names]
     figure = make_subplots(
         len(maps),
         len(names),
         column_titles=titles,
-        row_titles=list(maps),
+        row_titles=list(map(plain_name, maps)),
         horizontal_spacing=0.006,
         vertical_spacing=0.02,
     )
@@ -111,9 +111,8 @@ def small_maps(maps: Maps, framed: Mapping[str, int], *, bounds: tuple[float, fl
                 if not bounds:
                     scale = {"colorscale": "Viridis", "zmin": float(values.min()), "zmax": float(values.max())}
                     scale["showscale"] = False
-                figure.add_heatmap(
-                    z=values, hovertemplate=f"{model}, {name}: %{{z:.3f}}<extra></extra>", **scale, **where
-                )
+                of = plain_name(f"{model}, {name}")
+                figure.add_heatmap(z=values, hovertemplate=f"{of}: %{{z:.3f}}<extra></extra>", **scale, **where)
             if model in framed:
                 y, x = divmod(framed[model], values.shape[1])
                 _frame(figure, x - 0.5, y - 0.5, x + 0.5, y + 0.5, **where)
@@ -145,7 +144,11 @@ def token_planes(table: pd.DataFrame, *, by: str) -> go.Figure:
     panels = list(dict.fromkeys(table["panel"]))
     rows = -(-len(panels) // PANELS_PER_ROW)
     figure = make_subplots(
-        rows, min(PANELS_PER_ROW, len(panels)), subplot_titles=panels, horizontal_spacing=0.03, vertical_spacing=0.08
+        rows,
+        min(PANELS_PER_ROW, len(panels)),
+        subplot_titles=list(map(plain_name, panels)),
+        horizontal_spacing=0.03,
+        vertical_spacing=0.08,
     )
     values = _place(table, by) if by in PLACES else None
     kinds = [] if values is not None else sorted(table[by].unique(), key=_sort_key)
@@ -210,7 +213,7 @@ def _place(table: pd.DataFrame, by: str) -> pd.Series:
 
 
 def _kind_label(kind: object, by: str) -> str:
-    return f"layer {kind:g}" if by == "layer" and isinstance(kind, float) else str(kind)
+    return f"layer {kind:g}" if by == "layer" and isinstance(kind, float) else plain_name(str(kind))
 
 
 def _colors(kinds: Sequence[object]) -> dict[object, str]:

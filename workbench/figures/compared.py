@@ -88,7 +88,7 @@ def named_curves(
         if front and name not in front:
             _line(figure, part, str(name), GRAY, width=1, thin=True, pointed=color)
             continue
-        if not grouped and (front or not many):
+        if not grouped and (front or not many) and part["low"].notna().any():
             band(figure, part["at"], part["low"], part["high"], translucent(color, 0.16), str(name))
         _line(figure, part, str(name), color, width=1 if grouped else 2.5, thin=grouped)
     drawn = curves
@@ -171,7 +171,7 @@ def _line(
     figure: go.Figure, part: pd.DataFrame, name: str, color: str, *, width: float, thin: bool = False, pointed: str = ""
 ) -> None:
     """Draw one line; the dashboard gives it the color `pointed` while the pointer is on it."""
-    interval = {"low", "high"} <= set(part)
+    interval = {"low", "high"} <= set(part) and bool(part["low"].notna().any())
     hover = f"{plain_name(name)}: %{{y:.3f}}" + (
         " [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]}" if interval else ""
     )
@@ -236,13 +236,14 @@ def _apart(places: Mapping[str, float], gap: float) -> dict[str, float]:
     return dict(zip(order, moved, strict=True))
 
 
-def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None) -> go.Figure:
+def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None, column: str = "layer") -> go.Figure:
     """Draw a score of many models as a heat map, a row for each model and a column for each layer.
 
     Args:
         table: columns name, at (layer), score, low, high, over.
         title: name of the score, at the color bar.
         marked: a layer to frame.
+        column: what a column is, where it is no layer.
     """
     names = list(dict.fromkeys(table["name"]))
     wide = table.pivot_table(index="name", columns="at", values="score", sort=False).reindex(names)
@@ -250,7 +251,7 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None) ->
     wide = wide[columns if isinstance(columns[0], str) else sorted(columns)]
     parts = {key: table.pivot_table(index="name", columns="at", values=key, sort=False) for key in ("low", "high")}
     bounds = np.dstack([part.reindex(index=names, columns=wide.columns) for part in parts.values()])
-    figure = new_figure(height=190 + _row_height(names) * len(names), hovermode="closest", xaxis_title="layer")
+    figure = new_figure(height=190 + _row_height(names) * len(names), hovermode="closest", xaxis_title=column)
     figure.add_heatmap(
         z=wide,
         x=_layer_names(list(wide.columns)),
@@ -260,7 +261,8 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None) ->
         colorbar=_bar(title),
         xgap=1,
         ygap=1,
-        hovertemplate="%{y}, layer %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
+        hovertemplate=f"%{{y}}, {column}"
+        " %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
     )
     _frame_column(figure, list(wide.columns), marked)
     _label_rows(figure, [plain_name(str(name)) for name in names], [str(name) for name in names])

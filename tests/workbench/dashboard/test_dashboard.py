@@ -28,8 +28,13 @@ from tests.workbench.overview.folders import cknna, patching, train
 from workbench import runs
 from workbench.claims.shown import display_table
 from workbench.dashboard import folders, lasso, shell
+from workbench.dashboard.drawn import options as drawn_by_analysis
+from workbench.dashboard.questions import in_words
+from workbench.dashboard.site import Site, whole_number
 from workbench.data import load_data
-from workbench.errors import RunError
+from workbench.errors import DataError, RunError
+from workbench.overview.models import read_models
+from workbench.overview.stored import read_stored
 from workbench.runs import Run
 
 if TYPE_CHECKING:
@@ -127,6 +132,7 @@ def test_stored_pages_open_without_torch(two: Path) -> None:
         ("home", "save-by-type", "40 questions about 20 images of shapes:test; one training each (baseline seed 0"),
         ("layers", "save-score-cknna", "20 images of shapes:val; one training each"),
         ("models", "save-accuracy", "Intervals are 95 %, over images. Chance: 0.250."),
+        ("models", "save-curve-loss on answers (training)", "viral seed 0). No interval is drawn."),
         (
             "examples",
             "save-p-scatter",
@@ -438,6 +444,92 @@ def test_names_with_markup_are_text(two: Path, monkeypatch: pytest.MonkeyPatch) 
         for element in [*app.markdown, *app.caption]:
             assert "**y**" not in element.value.replace("\\*", ""), element.value
             assert ":red[w]" not in element.value, element.value
+
+
+def test_one_of_several_models_is_not_the_only_one(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "One model is chosen." in text_of(open_page("home", two, monkeypatch, m=""))
+    shutil.rmtree(two / "viral")
+    for folder in two.glob("cknna-*"):
+        shutil.rmtree(folder)
+    assert "There is one model here." in text_of(open_page("home", two, monkeypatch))
+
+
+def test_an_image_that_cannot_be_read_leaves_its_question(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = list(load_data("shapes:test", limit=2))
+    answers = pd.read_parquet(two / "viral" / "evaluation.parquet")
+    answers["id"] = [*(sample.id for sample in samples), *answers["id"]][: len(answers)]
+    for name in ("baseline", "viral"):
+        given = answers.assign(correct=name == "viral")
+        given.to_parquet(two / name / "evaluation.parquet")
+
+    def unreadable(*_: object) -> str:
+        raise DataError("image is not there")
+
+    monkeypatch.setattr("workbench.dashboard.thumbnails.thumbnail", unreadable)
+    text = text_of(open_page("home", two, monkeypatch))
+    assert "Where they disagree" in text
+    assert "image not readable" in text
+
+
+def test_a_file_that_is_gone_has_no_size(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    next(two.glob("cknna-*")).joinpath("gone").symlink_to("/nowhere/at/all")
+    assert len(open_page("evidence", two, monkeypatch, part="runs").dataframe[0].value) == 2
+
+
+def test_every_figure_is_of_the_chosen_images(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {str(cknna(two, name, {0: [0.1, 0.2], 1: [0.1, 0.2]}, limit=7)) for name in ("baseline", "viral")}
+    stored = read_stored(two).of("cknna", ["baseline", "viral"])
+    (question,) = {run.question for runs in stored for run in runs if str(run.folder) in others}
+    asked: list[set[str]] = []
+
+    def drawn(analysis: str, folders: dict[str, str], colors: object) -> None:
+        asked.append(set(folders.values()))
+        raise RunError("not drawn here")
+
+    monkeypatch.setattr("workbench.dashboard.analysis_figures.drawn", drawn)
+    chosen = {"run-cknna-like": question, "all-like": "true"}
+    app = open_page("layers", two, monkeypatch, **chosen)
+    assert asked == [others]
+    assert "2 images of shapes:val" in text_of(app)
+
+
+def test_commands_name_models_as_a_shell_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "my runs"
+    train(root, "baseline", right=share(0.5))
+    train(root, "viral", right=share(0.9), aligned=True)
+    (info,) = (each.value for each in open_page("layers", root, monkeypatch).info)
+    words = shlex.split(info.split("`")[1])
+    assert words == ["python", "-m", "analyses.all", "--model", str(root / "baseline"), str(root / "viral")]
+
+
+def test_a_model_that_is_elsewhere_is_named_as_its_analysis_named_it(tmp_path: Path) -> None:
+    train(tmp_path, "viral", right=share(0.5))
+    cknna(tmp_path, "llava", {0: [0.1, 0.2]})
+    stored = read_stored(tmp_path)
+    site = Site(tmp_path, stored, read_models(tmp_path, stored.runs), {})
+    assert site.words_of_models(["viral", "llava"]) == [str(tmp_path / "viral"), "/elsewhere/llava"]
+
+
+def test_a_layer_of_the_vision_encoder_is_called_so() -> None:
+    assert [in_words(layer) for layer in (-1, 0, 12)] == ["the vision encoder", "layer 0", "layer 12"]
+
+
+def test_numbers_of_an_address_are_digits() -> None:
+    assert [whole_number(text) for text in ("12", "0", "\u00b2", "-1", "1.5", "", "9" * 30)] == [12, 0, *[None] * 5]
+
+
+def test_the_runs_folder_is_named_in_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["--runs", str(tmp_path)], [f"--runs={tmp_path}"]):
+        monkeypatch.setattr(sys, "argv", ["app.py", *words])
+        assert folders.runs_root() == tmp_path
+    monkeypatch.setattr(sys, "argv", ["app.py", "--runs"])
+    assert folders.runs_root() == Path("runs").resolve()
+
+
+def test_a_process_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(RunError, match=r"^cknna cannot be drawn: .*No such file"):
+        drawn_by_analysis("cknna")
 
 
 # --- links ----------------------------------------------------------------------------------------

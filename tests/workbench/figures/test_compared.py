@@ -23,7 +23,9 @@ from workbench.figures import (
     model_colors,
     named_curves,
 )
+from workbench.figures.caption import Caption
 from workbench.figures.compared import _apart
+from workbench.figures.point_table import drawn_points
 from workbench.figures.template import LABEL, two_lines
 from workbench.intervals import t_interval
 
@@ -35,6 +37,23 @@ def curves(count: int) -> pd.DataFrame:
         for layer in range(3)
     ]
     return pd.DataFrame(rows)
+
+
+def test_a_curve_without_intervals_shows_and_saves_none() -> None:
+    figure = named_curves(curves(2).assign(low=np.nan, high=np.nan), x="step", y="loss")
+    assert "low" not in drawn_points(figure)
+    assert Caption("losses", "", "one training", "images").of(figure).count("No interval is drawn.") == 1
+    assert not any("customdata[0]" in trace.hovertemplate for trace in figure.data)
+    both = named_curves(pd.concat([curves(1).assign(low=np.nan, high=np.nan, name="x"), curves(1)]), x="step", y="y")
+    assert drawn_points(both).groupby("curve")["low"].count().to_dict() == {"m0": 3, "x": 0}
+
+
+def test_the_columns_of_a_heat_map_are_called_what_they_are() -> None:
+    table = curves(2).assign(at=lambda t: "type " + t["at"].astype(str))
+    figure = layer_heat(table, title="accuracy", column="question type")
+    assert figure.layout.xaxis.title.text == "question type"
+    assert figure.data[0].hovertemplate.startswith("%{y}, question type %{x}: ")
+    assert layer_heat(curves(2), title="score").data[0].hovertemplate.startswith("%{y}, layer %{x}: ")
 
 
 def test_every_model_has_one_color() -> None:
