@@ -129,6 +129,15 @@ def test_a_disk_that_is_too_small_is_one_sentence(monkeypatch: pytest.MonkeyPatc
         check_disk(plan(replace(TINY, output_dir=tmp_path / "out")))
 
 
+def test_the_disk_holds_the_best_model_and_the_one_before_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = plan(replace(TINY, output_dir=tmp_path / "out", save_every=TINY.optim.steps, keep_best=True))
+    need = made.checkpoint + made.features + 3 * FLOAT * made.sizes.total
+    for free, fits in ((need - 1, False), (need, True)):
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
+        with nullcontext() if fits else pytest.raises(RunError, match="need about"):
+            check_disk(made)
+
+
 @pytest.mark.slow
 def test_the_disk_holds_a_checkpoint_of_the_last_step_and_what_lora_goes_on_from(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

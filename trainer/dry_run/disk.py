@@ -21,7 +21,8 @@ def check_disk(plan: Plan) -> None:
     saves = -(-recipe.optim.steps // recipe.save_every)  # including the one of the last step
     # the oldest checkpoint is removed only after the newest one is complete
     at_once = saves if recipe.keep_checkpoints is None else min(saves, recipe.keep_checkpoints + 1)
-    output = at_once * plan.checkpoint + FLOAT * plan.sizes.total
+    models = 3 if recipe.keep_best else 1  # the old best model is removed only after the new one is complete
+    output = at_once * plan.checkpoint + models * FLOAT * plan.sizes.total
     needs = {"checkpoints and result": (_nearest_existing(recipe.output_dir), output)}
     if plan.features:
         needs["frozen features"] = (_nearest_existing(cache_folder("features")), plan.features)

@@ -29,6 +29,7 @@ from workbench.training_folder import RECIPE_FILE
 FOLDER = ".slurm"  # in the sweep's output folder: the logs of the jobs, and their numbers by run
 NUMBERS = "jobs.json"
 IN_QUEUE = ("PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "COMPLETING", "SUSPENDED")
+UNSURE = ("UNKNOWN", "PREEMPTED", "NODE_FAIL")  # new to sacct, or of a cluster without accounting; or queued again
 DEFAULTS: Mapping[str, Any] = {"time": 24 * 60, "cpus_per_task": 4}
 # parameters of submitit that are set here, or that have no meaning for jobs of one training each
 NOT_OPTIONS = {"job_name", "dependency", "num_gpus", "setup", "teardown", "additional_parameters", "array_parallelism"}
@@ -235,8 +236,18 @@ def _queued(folder: Path, number: str | None) -> str | None:
     """Return the number of a job if Slurm says that it waits or runs, else None."""
     if number is None:
         return None
-    state = submitit.SlurmJob(folder, number).state
-    return number if state.upper() in IN_QUEUE else None
+    state = submitit.SlurmJob(folder, number).state.upper()
+    return number if state in IN_QUEUE or (state in UNSURE and _in_squeue(number)) else None
+
+
+def _in_squeue(number: str) -> bool:
+    """Return whether squeue, which needs no accounting and knows a job at once, lists a job."""
+    words = ["squeue", "--noheader", "--format=%i", "--jobs", number]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0 and bool(done.stdout.strip())  # it refuses numbers of jobs that have long ended
 
 
 def _numbers(folder: Path) -> dict[str, str]:

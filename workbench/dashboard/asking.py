@@ -13,12 +13,10 @@ from PIL import Image
 
 from workbench.dashboard.site import Site, choice, complain, plain, write_address
 from workbench.dashboard.strip import strip
-from workbench.dashboard.thumbnails import dataset
+from workbench.dashboard.thumbnails import FETCHED, check_here, dataset
 from workbench.data import DATASETS, Object, Sample
-from workbench.data.easy_vqa import SOURCE as EASY_VQA
 from workbench.data.folder import QUESTION
 from workbench.data.images import embedded, image_hash, image_size, look_at, read_image, shown
-from workbench.data.photos import STAMPS
 from workbench.data.sources import is_here
 from workbench.data.specs import path_of
 from workbench.errors import DataError, WorkbenchError
@@ -149,8 +147,8 @@ def _listed(site: Site, keys: list[str]) -> list[str]:
         data = model.recipe.get("data", {}) if model.recipe else {}
         specs += [data.get("test"), data.get("val")]
     specs += ["shapes:val", "shapes:test"]
-    specs += [f"easy_vqa:{split}" for split in ("val", "test") if is_here(EASY_VQA)]
-    specs += [f"photos:{split}" for split in ("val", "test") if is_here(STAMPS)]
+    here = [name for name, sources in FETCHED.items() if all(map(is_here, sources))]
+    specs += [f"{name}:{split}" for name in here for split in ("val", "test")]
     return list(dict.fromkeys(spec for spec in specs if isinstance(spec, str) and spec))
 
 
@@ -198,7 +196,8 @@ def check_spec(site: Site, spec: str) -> None:
                 f"{shown(path)} is outside {roots[1]}, where the dashboard was started: expected a folder inside it;"
                 " start the dashboard from a folder above both"
             )
-    if not existing and name not in ("shapes", "photos", "easy_vqa"):
+    check_here(spec)
+    if not existing and name not in ("shapes", *FETCHED):
         raise DataError(f"'{shown(rest)}' does not exist: expected {name}:PATH with a file or folder")
 
 

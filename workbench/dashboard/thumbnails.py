@@ -11,17 +11,40 @@ from PIL import WebPImagePlugin  # noqa: F401  # without it, Pillow loads all it
 
 from workbench.dashboard.site import Site, cached, plain
 from workbench.data import Dataset, Sample, load_data
-from workbench.errors import WorkbenchError
+from workbench.data.easy_vqa import SOURCE as EASY_VQA
+from workbench.data.photos import BACKGROUNDS, STAMPS
+from workbench.data.sources import is_here
+from workbench.errors import DataError, WorkbenchError
 from workbench.overview.answers import Answered
 
+FETCHED = {"easy_vqa": (EASY_VQA,), "photos": (STAMPS, BACKGROUNDS)}  # data sets whose files are of packages
 FEW = 64  # images from which the first page draws its examples
 SIDE = 128  # of a thumbnail, in pixels
 
 
 @cached
 def dataset(spec: str, limit: int | None = None) -> Dataset:
-    """Load a data set once."""
+    """Load a data set once.
+
+    Raises:
+        DataError: it cannot be loaded, or its files would have to be fetched, which no page does.
+    """
+    check_here(spec)
     return load_data(spec, limit=limit)
+
+
+def check_here(spec: str) -> None:
+    """Refuse a data set whose files must be fetched first.
+
+    Raises:
+        DataError: they are not on this machine.
+    """
+    name = spec.partition(":")[0]
+    if not all(map(is_here, FETCHED.get(name, ()))):
+        raise DataError(
+            f"{name} is not on this machine: expected its files, which a command that uses it fetches, such as"
+            f" `python -m analyses.cknna --data {spec}`"
+        )
 
 
 @cached

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import submitit
 
 from tests.conftest import SMALL, recipe, refused, run
 from tests.stored_runs import store_run
@@ -52,6 +53,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (bin_ / name).write_text(text.format(queue=queue, states=states))
         (bin_ / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_}{os.pathsep}{os.environ['PATH']}")
+    submitit.SlurmJob.watcher.clear()  # it remembers jobs of other tests in this process
     return queue
 
 
@@ -101,6 +103,16 @@ def test_a_job_that_failed_is_submitted_again(tmp_path: Path, cluster: Path) -> 
     submit_all(sweep)
     cluster.with_name("states").write_text("0 FAILED\n1 CANCELLED\n")
     assert submit_all(sweep) == ({"stage1": "2", "baseline-s0": "3"}, {})
+
+
+def test_a_job_that_sacct_does_not_know_yet_is_not_submitted_again(tmp_path: Path, cluster: Path) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.write_text('#!/bin/sh\ntest "$4" = 0 && echo 0\n')
+    squeue.chmod(0o755)
+    sweep = replace(SWEEP, output_dir=tmp_path / "runs", seeds=(0,))
+    submit_all(sweep)
+    assert submit_all(sweep) == ({"baseline-s0": "2"}, {"stage1": "0"})
+    assert "--dependency=afterok:0" in (cluster / "2.sh").read_text()
 
 
 def test_a_training_comes_after_the_one_it_starts_from(tmp_path: Path) -> None:

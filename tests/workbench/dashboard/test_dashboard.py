@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 from tests.workbench.overview.folders import cknna, patching, train
 from workbench import runs
 from workbench.claims.shown import display_table
-from workbench.dashboard import folders, lasso, shell
+from workbench.dashboard import folders, lasso, shell, thumbnails
 from workbench.dashboard.drawn import options as drawn_by_analysis
 from workbench.dashboard.questions import in_words
 from workbench.dashboard.site import Site, whole_number
@@ -524,6 +524,16 @@ def test_the_runs_folder_is_named_in_both_ways(tmp_path: Path, monkeypatch: pyte
         assert folders.runs_root() == tmp_path
     monkeypatch.setattr(sys, "argv", ["app.py", "--runs"])
     assert folders.runs_root() == Path("runs").resolve()
+
+
+@pytest.mark.parametrize("name", ["easy_vqa", "photos"])
+def test_no_page_fetches_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIRAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VIRAL_DATA", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")  # neither pip nor apt could be asked
+    with pytest.raises(DataError, match=f"^{name} is not on this machine: .*--data {name}:val"):
+        thumbnails.dataset(f"{name}:val", 3)
+    assert thumbnails.samples_of(f"{name}:val", 3) == {}
 
 
 def test_a_process_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
