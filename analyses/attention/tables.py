@@ -18,7 +18,7 @@ from analyses.attention.questions import (
     Question,
 )
 from workbench.paired import differences_on_shared, values_by_unit
-from workbench.runs import Run
+from workbench.runs import Run, comparable
 from workbench.stats import Interval, Kind, holm, mean_intervals, paired_test
 
 UNBOUNDED = ("mass_ratio", "entropy_raw")  # measures, or beginnings of their names, that can be above 1
@@ -182,13 +182,15 @@ def chosen_heads(
 def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Subtract the first model from every other, by layer and measure, on the questions that both were asked.
 
-    Which questions are left out can depend on what a model answers (`positions`). Values are means over heads, paired
-    by image; every question counts once, as in the scores. p_holm corrects over all layers and measures. Interval and p
-    are over images, for these very models: they say nothing about other training seeds. The table is empty for a single
-    model, or for models that share no question.
+    Which questions are left out can depend on what a model answers (`positions`). Models that were asked about other
+    data, or whose attention was read at other positions, are left out. Values are means over heads, paired by image;
+    every question counts once, as in the scores. p_holm corrects over all layers and measures. Interval and p are over
+    images, for these very models: they say nothing about other training seeds. The table is empty for a single model,
+    or for models that share no question.
     """
     seed = int(next(iter(runs.values())).record["seed"])
-    return differences_on_shared(runs, _on_shared_questions, by=("measure", "layer"), seed=seed)
+    alike = comparable(runs, ("positions", "max_new_tokens"))
+    return differences_on_shared(alike, _on_shared_questions, by=("measure", "layer"), seed=seed)
 
 
 def _on_shared_questions(reference: Run, run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:

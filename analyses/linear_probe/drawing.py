@@ -9,8 +9,10 @@ import plotly.graph_objects as go
 
 from analyses.linear_probe.options import ENCODER
 from workbench import figures as fig
-from workbench.runs import Run, after_final_norm
+from workbench.runs import Run, after_final_norm, comparable
 from workbench.stats import paired_differences
+
+PROBES = ("cover", "final_norm", "folds", "l2", "seed", "tokens_per_image")  # options that change a score
 
 
 def _table(runs: Mapping[str, Run], name: str = "scores") -> pd.DataFrame:
@@ -40,9 +42,10 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
 def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return every model minus the first one by target and layer, paired over images.
 
-    p-values are Holm-corrected over the layers of a target.
+    Models that were probed on other images or with other options of the probes are left out. p-values are
+    Holm-corrected over the layers of a target.
     """
-    of_all = {label: run.tables["per_image"] for label, run in runs.items()}
+    of_all = {label: run.tables["per_image"] for label, run in comparable(runs, PROBES, all_images=True).items()}
     tables = {label: table[table["source"] == "model"] for label, table in of_all.items()}
     seed = int(next(iter(runs.values())).record["seed"])
     return paired_differences(tables, by=("target", "layer"), within=("target",), seed=seed)

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from analyses.logit_lens.scores import MEASURES
 from workbench import figures as fig
-from workbench.runs import Run
+from workbench.runs import Run, comparable
 from workbench.stats import paired_differences
 
 
@@ -44,12 +44,14 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
 def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Return every model minus the first one, paired over images and Holm-corrected over layers.
 
-    A model that chose among other words than the first one, because its tokenizer has other tokens, is left out.
+    A model that chose among other words than the first one, because its tokenizer has other tokens, is left out, and so
+    is one that was read on other data or with other options.
 
     Returns:
         One row for each model, kind of patch, kind of word, measure and layer.
     """
     first = next(iter(runs.values()))
+    runs = comparable(runs, ("cover", "seed", "tokens_per_image"))
     words = {label: set(run.extra.get("words", ())) for label, run in runs.items()}
     alike = [label for label in runs if words[label] == next(iter(words.values()))]
     tables = {label: runs[label].tables["per_image"] for label in alike}

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from analyses.tokens.options import MEASURES
 from analyses.tokens.pca_maps import pca_figures
 from workbench import figures as fig
-from workbench.runs import Run, after_final_norm
+from workbench.runs import Run, after_final_norm, comparable
 from workbench.stats import holm, paired_test
 
 
@@ -30,10 +30,11 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
 def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     """Subtract the first model from every other, by layer and measure, on the images that both were measured on.
 
-    p_holm corrects over the layers of a measure. Interval and p are over images, for these very models: they say
-    nothing about other training seeds.
+    Models that were measured on other data, with another `sink` or with another `final_norm` are left out. p_holm
+    corrects over the layers of a measure. Interval and p are over images, for these very models: they say nothing about
+    other training seeds.
     """
-    first, *others = runs
+    first, *others = comparable(runs, ("sink", "final_norm"))
     rows: list[dict[str, Any]] = []
     for name in others:
         pair = [

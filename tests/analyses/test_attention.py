@@ -464,6 +464,9 @@ def test_models_are_compared_on_the_questions_that_both_were_asked() -> None:
     table = differences({"first": first, "other": other})
     assert table.empty
     assert {"measure", "layer", "p_holm"} < set(table)
+    elsewhere = stored("elsewhere", list(range(12)), 0)
+    elsewhere.record["config"] = {"positions": "generated"}
+    assert differences({"first": first, "elsewhere": elsewhere}).empty
 
 
 def _noise(_: MLLM, batch: Batch, *, rows: list[list[int]], layers: list[int]) -> Iterator[torch.Tensor]:

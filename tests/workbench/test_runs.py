@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from tests.conftest import ROOT
-from workbench.runs import checkout, environment
+from workbench.runs import Run, checkout, comparable, environment
 
 
 def git(*words: str, cwd: Path) -> str:
@@ -100,3 +103,43 @@ def test_a_record_has_this_packages_version(monkeypatch: pytest.MonkeyPatch) -> 
     assert {"torch", "transformers", "tokenizers", "timm", "pillow", "numpy"} <= packages.keys()
     assert own["argv"] == ["a"]
     assert checkout() == ROOT if (ROOT / ".git").exists() else checkout() is None
+
+
+def test_runs_are_paired_if_their_images_and_options_are_the_same() -> None:
+    """Another limit of one data set has the same images under the same ids; another seed of a synthetic one has not."""
+    config = {"data": "shapes:val", "data_seed": 0, "limit": 9, "sink": 3.0}
+
+    def stored(label: str, fingerprint: str = "nine", **options: Any) -> Run:
+        record: Any = {"label": label, "data_fingerprint": fingerprint, "config": config | options}
+        return Run(label, record, {})
+
+    runs = {
+        run.label: run
+        for run in (
+            stored("first"),
+            stored("alike", limit=20, null=10),
+            stored("fewer", "five", limit=5),
+            stored("renamed", data="copy:val"),
+            stored("others", "nine others", data_seed=1),
+            stored("sink", sink=5.0),
+            stored("norm", final_norm=True),
+        )
+    }
+    assert list(comparable(runs, ("sink", "final_norm"))) == ["first", "alike", "fewer", "renamed"]
+    assert list(comparable(runs, ("sink",), all_images=True)) == ["first", "alike", "renamed", "norm"]
+
+
+@pytest.mark.parametrize(("analysis", "option"), [("tokens", "sink"), ("linear_probe", "l2"), ("logit_lens", "cover")])
+def test_differences_are_of_models_that_were_measured_alike(analysis: str, option: str) -> None:
+    differences = importlib.import_module(f"analyses.{analysis}.drawing").differences
+    names = {"source": "model", "target": "class", "kind": "class", "cells": "object", "measure": "first", "layer": 1}
+
+    def stored(label: str, gain: float, **options: float) -> Run:
+        values = pd.DataFrame(names | {"image_id": ["i0", "i1", "i2"], "value": [0.1 + gain, 0.5, 0.6]})
+        record: Any = {"label": label, "seed": 0, "data_fingerprint": "d", "config": {option: 0.5} | options}
+        return Run(label, record, {"per_image": values})
+
+    runs = {run.label: run for run in (stored("a", 0), stored("b", 0.3), stored("c", 0.6, **{option: 0.7}))}
+    table = differences(runs)
+    assert table["model"].tolist() == ["b"]
+    assert table["score"].tolist() == pytest.approx([0.1])
