@@ -264,8 +264,11 @@ def _check(ledger: Ledger, where: str) -> None:
     ids = [claim.id for claim in ledger.claims]
     if duplicates := sorted({name for name in ids if ids.count(name) > 1}):
         raise ConfigError(f"two claims of {where} have the id {duplicates[0]}: expected a different id for each")
-    if len(set(ledger.seeds)) < 2 or not all(isinstance(seed, int) for seed in ledger.seeds):
-        raise ConfigError(f"seeds of {where} are {list(ledger.seeds)}: expected at least two different whole numbers")
+    different = len(set(ledger.seeds)) == len(ledger.seeds) > 1
+    if not different or not all(isinstance(seed, int) for seed in ledger.seeds):
+        raise ConfigError(
+            f"seeds of {where} are {list(ledger.seeds)}: expected at least two whole numbers, none of them twice"
+        )
     if not 0 < ledger.level < 1:
         raise ConfigError(f"level of {where} is {ledger.level:g}: expected more than 0, below 1")
     for name, training in ledger.trainings.items():

@@ -82,7 +82,10 @@ def judge(ledger: Ledger, evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFram
     p_or_one = [1.0 if math.isnan(value) else value for value in p.values()]
     adjusted = holm([*p_or_one, *([1.0] * len(dropped))], weights)
     p_holm = dict(zip(p, adjusted, strict=False))
-    rows = [_row(case, ledger, p.get(case.claim.id, math.nan), p_holm.get(case.claim.id, math.nan)) for case in cases]
+    rows = [
+        _row(case, ledger, p.get(case.claim.id, math.nan), p_holm.get(case.claim.id, math.nan), len(weights))
+        for case in cases
+    ]
     number_rows = [
         {
             "id": case.claim.id,
@@ -200,11 +203,11 @@ def _no_spread(values: np.ndarray) -> bool:
     return bool(np.ptp(values) <= SAME * max(1.0, float(np.abs(values).max())))
 
 
-def _row(case: Case, ledger: Ledger, p: float, p_holm: float) -> dict[str, object]:
-    """Return a claim's row of the table."""
+def _row(case: Case, ledger: Ledger, p: float, p_holm: float, rules: int) -> dict[str, object]:
+    """Return a claim's row of the table; `rules` is how many rules Holm's correction counts."""
     claim, seeds = case.claim, case.seeds
     values = np.array(list(seeds.values()))
-    verdict, reason = _verdict(case, ledger, values, p, p_holm)
+    verdict, reason = _verdict(case, ledger, values, p, p_holm, rules)
     interval = t_interval(values) if len(values) and not (len(values) > 1 and _no_spread(values)) else None
     numbers = list(case.all)
     chances = [number.chance for number in numbers if not math.isnan(number.chance)]
@@ -250,7 +253,7 @@ def ours(row: Mapping[str, Any]) -> str:
     return f"{row['ours']:.4g} {spread}, n {row['n']}, null {row['null']:g}; {row['trainings']}{chance}"
 
 
-def _verdict(case: Case, ledger: Ledger, values: np.ndarray, p: float, p_holm: float) -> tuple[str, str]:
+def _verdict(case: Case, ledger: Ledger, values: np.ndarray, p: float, p_holm: float, rules: int) -> tuple[str, str]:
     """Return the verdict, and its reason in one sentence."""
     claim = case.claim
     if not claim.tested:
@@ -272,8 +275,8 @@ def _verdict(case: Case, ledger: Ledger, values: np.ndarray, p: float, p_holm: f
     agree = int(((values > claim.than) if claim.expect == "more" else (values < claim.than)).sum())
     commits = len({run.record.get("git") for run in case.trained.values()})
     reason = (
-        f"p {p:.2g}, Holm over {len(ledger.rules())} rules {p_holm:.2g}, seeds {claim.expect} than {claim.than:g}:"
-        f" {agree} of {len(values)}"
+        f"p {p:.2g}, Holm over {rules} rules {p_holm:.2g}, seeds {claim.expect} than {claim.than:g}: {agree} of"
+        f" {len(values)}"
     )
     reason += f"; its runs were trained at {commits} commits" if commits > 1 else ""
     if p_holm >= ledger.level:

@@ -140,6 +140,7 @@ def test_what_decides_is_in_the_hash(old: str, new: str, changed: set[str]) -> N
         ("data.train: [d], ", "", "training a in small.yaml has neither `like` nor data.train"),
         ("id: closer", "id: better", "two claims of small.yaml have the id better"),
         ("seeds: [1, 2, 3]", "seeds: [1]", "seeds of small.yaml are [1]"),
+        ("seeds: [1, 2, 3]", "seeds: [1, 2, 2]", "seeds of small.yaml are [1, 2, 2]"),
         ("level: 0.05", "level: 5", "level of small.yaml is 5"),
         ("level: 0.05\n", "", "small.yaml has no level"),
         ("not_testable: too large", "not_testable: too large, expect: more", "has both a rule and not_testable"),

@@ -130,6 +130,7 @@ def test_significant_alone_but_not_among_all_rules(world: World) -> None:
     assert 0.005 < p_of(*gains) < 0.05
     assert world.judge(MORE)["more"]["verdict"] == "not shown"
     assert world.judge(MORE)["more"]["p_holm"] == pytest.approx(10 * p_of(*gains))
+    assert "Holm over 10 rules" in world.judge(MORE)["more"]["reason"]
 
 
 def test_rules_without_runs_count_as_well(world: World) -> None:
