@@ -326,8 +326,8 @@ def t_interval(
 ) -> Interval:
     """Return the mean of a few independent values, such as one per seed, with Student's interval.
 
-    A single value has no spread, and its interval is the whole range of `bounds`; so is that of equal values with
-    `bounds` and without `trials`.
+    A single value has no spread, and its interval is the whole range of `bounds`; so is that of equal values without
+    `trials`. Without `bounds`, values that are all 0, as differences of equal models are, have the interval 0 to 0.
 
     Args:
         bounds: the range of the mean, (0, 1) for an accuracy. The spread of an accuracy shrinks towards its bounds, so
@@ -347,6 +347,8 @@ def t_interval(
         return interval(low=bounds[0], high=bounds[1])
     error, t = array.std(ddof=1) / np.sqrt(n), special.stdtrit(n - 1, (1 + level) / 2)
     if not np.isfinite(bounds).all():
+        if _equal(array) and array.any():
+            return interval(low=bounds[0], high=bounds[1])
         low, high = np.clip([mean - t * error, mean + t * error], *bounds)
         return interval(low=float(low), high=float(high))
     span = bounds[1] - bounds[0]
@@ -368,10 +370,15 @@ def t_test(values: Sequence[float] | np.ndarray, than: float = 0.0) -> float:
         DataError: no values, or one that is not finite.
     """
     array = finite(values)
-    if np.ptp(array) <= 1e-12 * max(1.0, np.abs(array).max()):  # equal but for rounding
+    if _equal(array):
         return 1.0
     error = array.std(ddof=1) / np.sqrt(len(array))
     return float(2 * special.stdtr(len(array) - 1, -abs(array.mean() - than) / error))
+
+
+def _equal(array: np.ndarray) -> bool:
+    """Return whether all values are equal but for rounding."""
+    return bool(np.ptp(array) <= 1e-12 * max(1.0, np.abs(array).max()))
 
 
 def finite(values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from workbench import runs
 from workbench.analysis.declaration import Context
 from workbench.data import load_data
 from workbench.errors import ConfigError, DataError, RunError
+from workbench.figures import step_differences
 from workbench.hashing import fingerprint, saved_tensors
 from workbench.mllm import MLLM
 from workbench.runs import Run
@@ -98,6 +99,13 @@ def test_identical_runs_differ_by_nothing() -> None:
     assert len(table) == 2
     assert (table[["difference", "low", "high"]] == 0).all(axis=None)
     assert (table["step"] == (600 + 1000) / 2).all()
+
+
+def test_a_difference_that_all_seeds_have_has_no_interval_and_is_said_in_words() -> None:
+    reach = compared(found(base_s0=SLOW, viral_s0=FAST, base_s1=SLOW, viral_s1=FAST)).set_index("model")
+    assert reach.loc["viral", ["difference", "low", "high"]].tolist() == [-500, -np.inf, np.inf]
+    words = [text for trace in step_differences(reach.reset_index()).data for text in trace.text or ()]
+    assert "-500 steps in all 2 seeds" in words
 
 
 def test_differences_are_paired_by_seed() -> None:

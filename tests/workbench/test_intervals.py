@@ -275,6 +275,11 @@ def test_t_interval_equals_scipy_and_one_seed_says_nothing() -> None:
     assert same.few
     assert (same.low, same.high) == pytest.approx((1 / (1 + Z2 / 100), 1.0))
     assert t_interval([1.0, 1.0], bounds=(0, 1)).low == 0
+    # seeds that agree show no spread: not an interval of width 0, which would leave 0 out
+    for equal in ([0.05, 0.05], [0.1 + 0.2, 0.3, 0.3]):
+        assert (t_interval(equal).low, t_interval(equal).high) == (-np.inf, np.inf)
+        assert t_test(equal) == 1
+    assert (t_interval([0.0, 0.0]).low, t_interval([0.0, 0.0]).high) == (0, 0)
     with pytest.raises(DataError, match="non-empty"):
         t_interval([])
 

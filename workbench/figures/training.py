@@ -124,11 +124,11 @@ def step_curves(
 def step_differences(reach: pd.DataFrame) -> go.Figure:
     """Draw how many steps more a model needs to reach another model's final score than that model itself.
 
-    Each measure has a point with its interval over seeds, or words if the difference is not known.
+    Each measure has a point with its interval over seeds, or words if the difference or its interval is not known.
 
     Args:
         reach: columns model, other, measure, of, seeds, difference, low, high, reached; the difference is NaN if it is
-            not known.
+            not known, and its interval infinite if all seeds have the same.
     """
     rows = [(f"{row.of} ({row.measure})" if row.measure not in row.of else row.of, row) for row in reach.itertuples()]
     pairs = list(dict.fromkeys((row.model, row.other) for _, row in rows))
@@ -155,15 +155,19 @@ def step_differences(reach: pd.DataFrame) -> go.Figure:
             row=1,
             col=number,
         )
-        unknown = [(name, row) for name, row in of_pair if np.isnan(row.difference)]
-        words = [row.reached if len(row.reached) < 48 else row.reached[:46] + " …" for _, row in unknown]
+        unknown = [(name, row) for name, row in of_pair if not np.isfinite([row.difference, row.low, row.high]).all()]
+        reasons = [
+            row.reached if np.isnan(row.difference) else f"{row.difference:+.0f} steps in all {row.seeds} seeds"
+            for _, row in unknown
+        ]
+        words = [reason if len(reason) < 48 else reason[:46] + " …" for reason in reasons]
         figure.add_scatter(
             x=[0] * len(unknown),
             y=[name for name, _ in unknown],
             mode="text",
             text=words,
             textfont={"size": 11},
-            hovertext=[row.reached for _, row in unknown],
+            hovertext=reasons,
             hoverinfo="text",
             row=1,
             col=number,

@@ -24,7 +24,7 @@ class Pair:
 
     Attributes:
         first, second: models of one variant each, by seed.
-        shared: pairs of models with the same seed; a single pair if the groups share fewer than two seeds.
+        shared: pairs of models with the same seed; if the groups share none, the pair of their first models.
     """
 
     first: tuple[Model, ...]
@@ -43,7 +43,7 @@ class Pair:
         """
         first, second = one_per_seed(self.first), one_per_seed(self.second)
         pairs = tuple((model, second[seed]) for seed, model in first.items() if seed in second)
-        return pairs if len(pairs) > 1 else ((self.first[0], self.second[0]),)
+        return pairs or ((self.first[0], self.second[0]),)
 
     @property
     def over(self) -> Over:
@@ -113,8 +113,8 @@ def by_layer(measure: Measure, pair: Pair, runs: Mapping[str, StoredRun]) -> pd.
         runs: {key of a model: its run}, all of the same question.
 
     Returns:
-        Columns series, layer, score, low, high, error (standard error), p_holm (NaN over seeds), n, over. The table is
-        empty where runs are missing or not `comparable`, or no image is shared.
+        Columns series, layer, score, low, high, error (standard error; NaN where all seeds are equal), p_holm
+        (NaN over seeds), n, over. The table is empty where runs are missing or not `comparable`, or no image is shared.
     """
     paired = comparable(measure, pair, runs)
     columns = ["series", "layer", "score", "low", "high", "error", "p_holm", "n", "over"]
@@ -136,7 +136,7 @@ def _over_seeds(measure: Measure, paired: Sequence[tuple[StoredRun, StoredRun]])
     rows = []
     for (series, layer), values in zip(wide.index, wide.to_numpy(), strict=True):
         interval = over_seeds(values)
-        error = float(values.std(ddof=1) / np.sqrt(len(values)))
+        error = float(values.std(ddof=1) / np.sqrt(len(values))) if np.isfinite(interval.low) else np.nan
         scored = {"score": interval.estimate, "low": interval.low, "high": interval.high, "error": error}
         rows.append({"series": series, "layer": layer, **scored, "p_holm": np.nan, "n": len(values), "over": "seeds"})
     return pd.DataFrame(rows)
@@ -184,17 +184,16 @@ def quick_by_layer(measure: Measure, pair: Pair, runs: Mapping[str, StoredRun]) 
     both = a.merge(b, on=["series", "layer", "image_id"], suffixes=("_a", "_b")).dropna()
     if both.empty:
         return pd.DataFrame()
-    wide = (
-        both.assign(change=both["value_b"] - both["value_a"])
-        .pivot(index="image_id", columns=["series", "layer"], values="change")
-        .dropna()
+    wide = both.assign(change=both["value_b"] - both["value_a"]).pivot(
+        index="image_id", columns=["series", "layer"], values="change"
     )
-    if len(wide) < 2:
+    wide = wide.loc[:, wide.count() > 1]  # an image may have a value in some layers only
+    if wide.empty:
         return pd.DataFrame()
     rows = [
         {"series": series, "layer": layer, "score": i.estimate, "low": i.low, "high": i.high, "error": error, "n": i.n}
         for (series, layer), i, error in zip(
-            wide.columns, mean_intervals(wide.to_numpy(), kind="real"), wide.std() / np.sqrt(len(wide)), strict=True
+            wide.columns, mean_intervals(wide.to_numpy(), kind="real"), wide.std() / np.sqrt(wide.count()), strict=True
         )
     ]
     return pd.DataFrame(rows).assign(over="images")

@@ -263,6 +263,19 @@ def test_patching_of_several_seeds_asks_the_same_if_each_source_has_its_models_s
     assert (["viral-s1"], "baseline-s1") in sources(tmp_path, keys)
 
 
+def test_one_shared_seed_is_the_pair_that_is_compared(tmp_path: Path) -> None:
+    """The first models of the groups have different seeds, whose difference is not that of the recipes."""
+    for name, aligned, seeds in (("baseline", False, (0, 1)), ("viral", True, (1, 2))):
+        for seed in seeds:
+            train(tmp_path, f"{name}-s{seed}", right=SOME, seed=seed, aligned=aligned)
+    models = read_models(tmp_path)
+    (pair,) = pairs_of(models, "baseline-s0", ["baseline-s1", "viral-s1", "viral-s2"])
+    assert [(a.key, b.key) for a, b in pair.shared] == [("baseline-s1", "viral-s1")]
+    assert pair.over == "images"
+    (apart,) = pairs_of(models, "baseline-s0", ["viral-s1", "viral-s2"])
+    assert [(a.key, b.key) for a, b in apart.shared] == [("baseline-s0", "viral-s1")]
+
+
 def test_patching_over_seeds_has_a_difference_and_ends_with_a_new_source(tmp_path: Path) -> None:
     for seed in (0, 1, 2):
         for name, aligned, wrong in (("baseline", False, 2 + seed), ("viral", True, 1)):

@@ -258,6 +258,37 @@ def test_seeds_without_a_measure_take_no_part_in_its_difference(
     assert set(by_layer(measure, pair, runs_of(stored, measure.analysis, pair.keys))["n"]) == left
 
 
+def test_seeds_that_agree_to_the_last_digit_show_no_difference(tmp_path: Path) -> None:
+    """As accuracy drops of few questions may: without spread between seeds, nothing says how another one comes out."""
+    for seed in range(2):
+        for name, shift in (("baseline", 0.0), ("viral", 0.1)):
+            train(tmp_path, f"{name}-s{seed}", right=right(0.5, 0.5), seed=seed, aligned=name == "viral")
+            values = {layer: (0.5 + layer * shift + 0.01 * seed) * np.ones(4) for layer in range(2)}
+            cknna(tmp_path, f"{name}-s{seed}", values)
+    pair, stored = one_pair(tmp_path)
+    table = strip(pair, stored, MEASURES).set_index("layer")
+    assert table.loc[0, ["score", "low", "high", "z"]].tolist() == [0, 0, 0, 0]  # the same in both recipes
+    assert table.loc[1, "score"] == pytest.approx(0.1)
+    assert table.loc[1, ["low", "high"]].tolist() == [-np.inf, np.inf]
+    assert np.isnan(table.loc[1, "z"])
+    assert "In no layer" in tell(pair, stored).finding
+
+
+def test_the_strip_counts_the_images_of_each_layer(tmp_path: Path) -> None:
+    """An image without a value in one layer counts in the others, as in the chart of the measure."""
+    for name, aligned in (("baseline", False), ("viral", True)):
+        train(tmp_path, name, right=right(0.5, 0.5), aligned=aligned)
+        values = np.linspace(0, 1, 12) ** (1 + aligned)
+        cknna(tmp_path, name, {0: values, 1: np.where(np.arange(12) < 9, values, np.nan)})
+    pair, stored = one_pair(tmp_path)
+    measure, columns = MEASURES["cknna"], ["layer", "score", "low", "high", "n"]
+    chart = by_layer(measure, pair, runs_of(stored, measure.analysis, pair.keys))
+    assert chart["n"].tolist() == [12, 9]
+    quick = strip(pair, stored, MEASURES)
+    assert quick[columns].to_numpy(float) == pytest.approx(chart[columns].to_numpy(float))
+    assert quick["z"].tolist() == pytest.approx((chart["score"] / chart["error"]).tolist())
+
+
 def test_all_of_this_is_known_without_torch(two: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from workbench.overview.models import read_models; from"
