@@ -48,6 +48,7 @@ from workbench.benchmarks.tables import ALL, scores
 from workbench.data.benchmark_rows import BenchmarkDataset
 from workbench.data.pope import is_repope
 from workbench.errors import ConfigError, ModelError, UnknownNameError
+from workbench.options import refuse_unused
 from workbench.runs import Run
 from workbench.training_folder import MEAN
 
@@ -94,6 +95,9 @@ class Config(PromptOptions):
         super().__post_init__()
         if self.circular and self.decoding == "sample":
             raise ConfigError("circular is set and decoding is sample: expected greedy or likelihood, one answer each")
+        if self.decoding != "sample":
+            because = f"decoding is {self.decoding}, which draws no answers"
+            refuse_unused(self, "temperature", "draws", because=because, expected="decoding sample")
 
 
 def run(config: Config, context: Context) -> Result:

@@ -99,3 +99,20 @@ def check_ranges(config: Any, section: str = "") -> None:
                 raise ConfigError(
                     f"{section}{name} is {number}: expected {expected}{', and finite' * (not isfinite(number))}"
                 )
+
+
+def refuse_unused(config: Any, *names: str, because: str, expected: str) -> None:
+    """Check that options which would have no effect are at their defaults; a user who sets one expects an effect.
+
+    Args:
+        names: of the options.
+        because: why they have no effect, in words.
+        expected: what gives them one, in words.
+
+    Raises:
+        ConfigError: one of them has another value.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in names:
+        if (value := getattr(config, name)) != defaults[name]:
+            raise ConfigError(f"{name} is {value}, but {because}: expected {expected}, or no {name}")

@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from workbench.analysis.declaration import DataOptions
 from workbench.data import Dataset, Object, Sample, named_objects
 from workbench.errors import DataError
+from workbench.options import refuse_unused
 from workbench.scoring.questions import check_types
 
 PROMPT, GENERATED = "prompt", "generated"
@@ -67,6 +68,12 @@ class Config(DataOptions):
     """Question types to ask; all by default."""
     objects: Annotated[int, Ge(1), Le(2)] = 1
     """Objects that a question must name: 1, or 2 for relations, whose maps are compared with both objects."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.localise:
+            because = "without localise no question needs to name one"
+            refuse_unused(self, "objects", because=because, expected="localise")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from annotated_types import Ge
 from workbench.benchmarks.asking import QuestionOptions
 from workbench.data import Dataset, load_data
 from workbench.errors import ConfigError
+from workbench.options import refuse_unused
 
 ACCURACY, CKNNA, DROP, BENCHMARK = "accuracy", "CKNNA", "drop in accuracy", "benchmark"
 MEAN_OF_BENCHMARKS = "mean of benchmarks"
@@ -61,3 +62,6 @@ class Config(QuestionOptions):
             raise ConfigError(f"benchmarks names {twice} more than once: expected each data set once")
         if self.only_benchmarks and not self.benchmarks:
             raise ConfigError("only_benchmarks is set, but no benchmark is named: expected --benchmarks pope:PATH ...")
+        if not self.benchmarks:
+            names = "benchmark_limit", "scorer", "decoding"
+            refuse_unused(self, *names, because="no benchmark is named", expected="--benchmarks pope:PATH ...")

@@ -16,6 +16,7 @@ from torch import Tensor
 from workbench.benchmarks.asking import QuestionOptions
 from workbench.capture.edit import Site
 from workbench.errors import ConfigError
+from workbench.options import refuse_unused
 from workbench.scoring.questions import Grid, random_order
 from workbench.scoring.quiz import Change
 
@@ -41,6 +42,11 @@ class Config(QuestionOptions):
     """Scorer of generated answers; see docs/reference/benchmarks.md."""
     max_new_tokens: Annotated[int, Ge(1)] = 16
     """Tokens at which a generated answer is cut."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.answers == "likelihood":
+            refuse_unused(self, "scorer", because="answers by likelihood have none", expected="answers generated")
 
 
 @dataclass(frozen=True)

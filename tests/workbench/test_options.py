@@ -149,6 +149,25 @@ def test_a_value_of_another_type_is_named_with_what_was_expected(words: list[str
     assert str(refusal.value) == message
 
 
+@pytest.mark.parametrize(
+    ("name", "unused", "used", "message"),
+    [
+        ("permutation", {"scorer": "paper"}, {"answers": "generated"}, "scorer is paper, but answers by likelihood"),
+        ("benchmark", {"temperature": 0.7}, {"decoding": "sample"}, "temperature is 0.7, but decoding is greedy"),
+        ("benchmark", {"draws": 3}, {"decoding": "sample"}, "draws is 3, but decoding is greedy, which draws no"),
+        ("dynamics", {"decoding": "likelihood"}, {"benchmarks": ("mme:a",)}, "decoding is likelihood, but no bench"),
+        ("attention", {"localise": False, "objects": 2}, {"localise": True}, "objects is 2, but without localise no"),
+    ],
+)
+def test_an_option_without_an_effect_is_refused(
+    name: str, unused: dict[str, Any], used: dict[str, Any], message: str
+) -> None:
+    config = load_analysis(name).config
+    with pytest.raises(ConfigError, match=message):
+        config(**unused)
+    config(**unused | used)
+
+
 @pytest.mark.parametrize("name", sorted(analysis_files()))
 def test_the_help_of_an_analysis_has_its_examples(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
