@@ -152,10 +152,7 @@ def _answer(key: str, model: Engine, seen: Look, asked: Asked) -> None:
     """Draw a model's answer with the probabilities of the options."""
     sample = asked.sample
     with st.container(border=True):
-        verdict = ""
-        if sample.answer:
-            right = seen.answer == sample.answer
-            verdict = ":green[✓ right]" if right else ":red[✗ wrong]"
+        verdict = verdict_of(seen.answer, seen.options, sample.answer)
         answer = plain(seen.answer) or "(empty)"
         st.markdown(f"{plain(key)}: **{answer}** {verdict}{f' (cut at {len(seen.tokens)} tokens)' * seen.cut}")
         if seen.options:
@@ -167,6 +164,25 @@ def _answer(key: str, model: Engine, seen: Look, asked: Asked) -> None:
             st.caption(
                 f"{plain(key)} does not know {plain(', '.join(unknown))}: each is read as one and the same token."
             )
+
+
+def verdict_of(said: str, options: Mapping[str, float], right: str) -> str:
+    """Return whether an answer is right, as Markdown, "" where no right answer is known.
+
+    A sentence, as pretrained models give, may be right in other words: trainings on conversations are scored by the
+    most likely option, so the verdict names it where it is the right one.
+    """
+    if not right:
+        return ""
+    if _bare(said) == _bare(right):
+        return ":green[✓ right]"
+    if options and max(options, key=lambda option: options[option]) == right:
+        return f":orange[other words than “{plain(right)}”, which is its most likely option]"
+    return ":red[✗ wrong]"
+
+
+def _bare(text: str) -> str:
+    return text.strip().rstrip(".").casefold()
 
 
 def unknown_words(model: Engine, question: str) -> list[str]:

@@ -24,6 +24,7 @@ from workbench.overview.charts import colors_of
 from workbench.overview.differences import Pair, pairs_of
 from workbench.overview.models import Models, files_below, read_models, with_variants
 from workbench.overview.stored import Stored, read_stored
+from workbench.training_folder import LOG_FILE, RECORD_FILE
 
 T = TypeVar("T")
 
@@ -100,6 +101,14 @@ def unusable(site: Site) -> list[dict[str, str]]:
     rows += [{"name": each.name, "why": each.why} for each in site.stored.broken]
     rows += [
         {"name": r.folder.name, "why": f"{r.retrained} was trained anew after it"} for r in site.stored.runs if r.stale
+    ]
+    rows += [
+        {
+            "name": path.name,
+            "why": "is a link, which is not followed: expected the folder of the training itself",
+        }
+        for path in sorted(site.root.glob("[!.]*"))
+        if path.is_symlink() and ((path / LOG_FILE).exists() or (path / RECORD_FILE).exists())
     ]
     damaged = "is damaged: expected the table of a sweep"
     return rows + [

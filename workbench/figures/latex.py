@@ -79,7 +79,7 @@ def _cell(row: Mapping[str, Any], value: str) -> str:
 
 def _short(value: object) -> str:
     """Return a place on an axis as text, a whole number without a point."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 LATEX = {

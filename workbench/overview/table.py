@@ -212,7 +212,8 @@ def _curve(log: pd.DataFrame) -> list[float]:
     for measure in ("accuracy/mean", "val_lm_loss", "lm_loss"):
         if measure in log and log[measure].notna().any():
             values = log[measure].dropna().tolist()
-            return [float(value) for value in values[:: max(1, len(values) // POINTS)]]
+            step = max(1, len(values) // POINTS)
+            return [float(value) for value in values[::-step][::-1]]  # the last one is always among them
     return []
 
 

@@ -30,7 +30,7 @@ from workbench.claims.shown import display_table
 from workbench.dashboard import folders, lasso, shell, thumbnails
 from workbench.dashboard.drawn import options as drawn_by_analysis
 from workbench.dashboard.questions import in_words
-from workbench.dashboard.site import Site, whole_number
+from workbench.dashboard.site import Site, unusable, whole_number
 from workbench.data import load_data
 from workbench.errors import DataError, RunError
 from workbench.overview.models import read_models
@@ -508,6 +508,16 @@ def test_a_model_that_is_elsewhere_is_named_as_its_analysis_named_it(tmp_path: P
     stored = read_stored(tmp_path)
     site = Site(tmp_path, stored, read_models(tmp_path, stored.runs), {})
     assert site.words_of_models(["viral", "llava"]) == [str(tmp_path / "viral"), "/elsewhere/llava"]
+
+
+def test_a_linked_training_is_named_since_pages_do_not_show_it(tmp_path: Path) -> None:
+    train(tmp_path / "scratch", "viral", right=share(0.5))
+    train(tmp_path / "runs", "baseline", right=share(0.5))
+    (tmp_path / "runs" / "viral").symlink_to(tmp_path / "scratch" / "viral")
+    (tmp_path / "runs" / "notes").symlink_to(tmp_path)
+    stored, models = read_stored(tmp_path / "runs"), read_models(tmp_path / "runs")
+    (row,) = unusable(Site(tmp_path / "runs", stored, models, {}))
+    assert (row["name"], row["why"][:9]) == ("viral", "is a link")
 
 
 def test_a_layer_of_the_vision_encoder_is_called_so() -> None:

@@ -32,6 +32,7 @@ from workbench.capture.attention import attention
 from workbench.changing import Change, ask_again
 from workbench.dashboard import again, asking, engine, viewer
 from workbench.dashboard.beside import ranked_heads, spread_of
+from workbench.dashboard.explorer import verdict_of
 from workbench.dashboard.site import Site
 from workbench.dashboard.viewer_figure import Shown, view_figure, what_is_shown
 from workbench.data import Object, load_data
@@ -206,6 +207,21 @@ def test_heads_are_ranked_by_the_newest_run_that_read_the_end_of_the_question(tm
 
 
 # --- waiting and remembering ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "words"),
+    [
+        ("red", {}, "✓ right"),
+        ("Red.", {"red": 0.1, "blue": 0.9}, "✓ right"),
+        ("The object is red.", {"red": 0.9, "blue": 0.1}, "its most likely option"),
+        ("The object is red.", {"red": 0.1, "blue": 0.9}, "✗ wrong"),
+        ("", {}, "✗ wrong"),
+    ],
+)
+def test_an_answer_in_other_words_is_not_simply_wrong(said: str, options: dict[str, float], words: str) -> None:
+    assert words in verdict_of(said, options, "red")
+    assert not verdict_of(said, options, "")
 
 
 def test_sessions_take_turns_in_order() -> None:

@@ -207,6 +207,12 @@ def test_panels_of_points_are_about_as_high_as_wide(rows: int, columns: int, wid
     assert 0.6 < high / (width / columns) < 1.4
 
 
+def test_a_table_rounds_no_step_of_a_long_training() -> None:
+    figure = figures.new_figure().add_scatter(x=[1234567.0, 1234568.0, 0.25], y=[0.1, 0.2, 0.3], name="viral")
+    table = latex_table(figure, "caption", "label")
+    assert [word in table for word in ("1234567 ", "1234568 ", "0.25 ")] == [True] * 3
+
+
 def test_titles_never_share_a_file() -> None:
     assert list(unique_names(["A / b", "a-b", "A b!", "…"]).values()) == ["a-b", "a-b-2", "a-b-3", "figure"]
 

@@ -310,6 +310,15 @@ def test_the_p_of_a_model_is_corrected_over_the_models_and_agrees_with_its_inter
     assert table["target"].tolist()[0] == "none"
 
 
+@pytest.mark.parametrize("steps", [3, 79, 100, 131])
+def test_the_small_curve_ends_with_the_last_value(steps: int, tmp_path: Path) -> None:
+    train(tmp_path, "viral", right=SOME, steps=steps)
+    curve = model_rows(read_models(tmp_path), "viral")["curve"][0]
+    assert curve[-1] == pytest.approx(0.6)
+    assert len(curve) < 80
+    assert curve == sorted(curve)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
