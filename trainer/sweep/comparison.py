@@ -165,6 +165,7 @@ def _mean(part: pd.DataFrame) -> dict[str, object]:
 
 def _difference(differences: np.ndarray) -> dict[str, object]:
     """Return the columns of the paired differences, one for each seed."""
+    differences = np.where(np.abs(differences) > SAME, differences, 0.0)
     interval, p = t_interval(differences), sign_flip(differences[:, None])[0]
     low, high = (interval.low, interval.high) if np.ptp(differences) > SAME else (-np.inf, np.inf)
     return {"pairs": interval.n, "difference": interval.estimate, "d_low": low, "d_high": high, "p": p}

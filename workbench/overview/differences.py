@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from workbench.intervals import Interval, mean_intervals, t_interval
+from workbench.intervals import Interval, mean_intervals, t_interval, t_test
 from workbench.overview.measures import Measure, by_image, scores
 from workbench.overview.models import Model, Models
 from workbench.overview.stored import Stored, StoredRun
-from workbench.paired import paired_differences
+from workbench.paired import holm, paired_differences
 
 Over = Literal["seeds", "images"]
 
@@ -113,8 +113,9 @@ def by_layer(measure: Measure, pair: Pair, runs: Mapping[str, StoredRun]) -> pd.
         runs: {key of a model: its run}, all of the same question.
 
     Returns:
-        Columns series, layer, score, low, high, error (standard error; NaN where all seeds are equal), p_holm
-        (NaN over seeds), n, over. The table is empty where runs are missing or not `comparable`, or no image is shared.
+        Columns series, layer, score, low, high, error (standard error; NaN where all seeds are equal), p_holm (of a
+        sign-flip test over images or Student's t-test over seeds, corrected over the layers of a series), n, over. The
+        table is empty where runs are missing or not `comparable`, or no image is shared.
     """
     paired = comparable(measure, pair, runs)
     columns = ["series", "layer", "score", "low", "high", "error", "p_holm", "n", "over"]
@@ -138,8 +139,12 @@ def _over_seeds(measure: Measure, paired: Sequence[tuple[StoredRun, StoredRun]])
         interval = over_seeds(values)
         error = float(values.std(ddof=1) / np.sqrt(len(values))) if np.isfinite(interval.low) else np.nan
         scored = {"score": interval.estimate, "low": interval.low, "high": interval.high, "error": error}
-        rows.append({"series": series, "layer": layer, **scored, "p_holm": np.nan, "n": len(values), "over": "seeds"})
-    return pd.DataFrame(rows)
+        p = t_test(values)
+        rows.append({"series": series, "layer": layer, **scored, "p": p, "n": len(values), "over": "seeds"})
+    differences = pd.DataFrame(rows)
+    if rows:
+        differences["p_holm"] = differences.groupby("series")["p"].transform(lambda p: holm(p.to_numpy()))
+    return differences
 
 
 def _over_images(measure: Measure, first: StoredRun, second: StoredRun) -> pd.DataFrame:

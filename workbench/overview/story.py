@@ -251,7 +251,7 @@ def finding(pair: Pair, alignment: Alignment | None, answers: Answered | None) -
     """Return what follows from the intervals, in at most two sentences: about alignment, and about accuracy.
 
     The difference in accuracy counts as one if its 95 % interval leaves 0 out; that of a question type or layer if
-    Holm's p over all of them is below .05. Over seeds, layers have no p, and their intervals decide.
+    Holm's p over all of them is below .05.
     """
     sentences = []
     if alignment is not None:
@@ -263,7 +263,7 @@ def finding(pair: Pair, alignment: Alignment | None, answers: Answered | None) -
 
 def _alignment_sentence(pair: Pair, alignment: Alignment) -> str:
     changes = alignment.changes
-    clear = changes[~(changes["p_holm"] >= SIGNIFICANT)]
+    clear = changes[changes["p_holm"] < SIGNIFICANT]
     higher, lower = (
         sorted(int(layer) for layer in clear["layer"][clear[side] * sign > 0])
         for side, sign in (("low", 1), ("high", -1))

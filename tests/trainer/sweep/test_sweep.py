@@ -26,6 +26,7 @@ from trainer.sweep.runner import noted_signals
 from trainer.sweep.spec import Sweep, check
 from workbench.cli import parse
 from workbench.errors import ConfigError, RunError, WorkbenchError
+from workbench.scoring.answers import Answers, Score
 from workbench.stats import mean_interval
 from workbench.training_folder import MEAN
 
@@ -159,6 +160,21 @@ def test_seeds_without_spread_have_no_interval(tmp_path: Path) -> None:
     assert own.loc["layer-3", ["low", "high"]].tolist() == pytest.approx([one.low, one.high], abs=0.01)
     assert not own["few"].any()
     assert np.isfinite(own.loc["layer-3", ["d_low", "d_high"]].tolist()).all()
+
+
+def test_rounding_is_no_difference(tmp_path: Path) -> None:
+    """The mean of three types can differ in its last bit with their order, in every seed to the same side."""
+    seeds = tuple(range(6))
+    store(tmp_path, {"baseline": [5] * 6, "layer-2": [5] * 6})
+    sweep = replace(PLAIN, output_dir=tmp_path, seeds=seeds, over=LINE, grid=("alignment.layer: 2",))
+    right = {"baseline": (3, 2, 1), "layer-2": (1, 2, 3)}
+    answers = {
+        name: Answers("same", {kind: Score(n, 10, 0.25) for kind, n in zip("abc", counts, strict=True)})
+        for name, counts in right.items()
+    }
+    runs = [(job, replace(result, last=answers[job.setting.variant])) for job, result in finished(sweep)]
+    row = report(sweep, runs).set_index(["type", "variant"]).loc[(MEAN, "layer-2")]
+    assert row[["difference", "p", "p_holm"]].tolist() == [0, 1, 1]
 
 
 def test_a_file_is_no_output_folder(tmp_path: Path) -> None:

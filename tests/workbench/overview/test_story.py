@@ -191,6 +191,7 @@ def test_seeds_are_paired_and_their_interval_is_students(tmp_path: Path) -> None
     layers = by_layer(MEASURES["cknna"], pair, runs_of(stored, "cknna", pair.keys))
     assert layers[["score", "low", "high"]].iloc[0].tolist() == pytest.approx([0.15, *t])
     assert (layers["n"].iloc[0], layers["over"].iloc[0]) == (3, "seeds")
+    assert layers["p_holm"].tolist() == pytest.approx([stats.ttest_1samp(list(gains.values()), 0).pvalue])
     assert "Intervals are over 3 seeds" in tell(pair, stored).caveat
     assert "each with seeds 0, 1, 2" in tell(pair, stored).compared
     d = answered(pair).disagreement
@@ -256,6 +257,21 @@ def test_seeds_without_a_measure_take_no_part_in_its_difference(
     assert set(strip(pair, stored, MEASURES)["n"]) == left
     measure = MEASURES["cknna"]
     assert set(by_layer(measure, pair, runs_of(stored, measure.analysis, pair.keys))["n"]) == left
+
+
+def test_layers_over_seeds_are_corrected_for_their_number(tmp_path: Path) -> None:
+    """Of twelve layers, one whose own interval just leaves 0 out is what chance gives."""
+    for seed, gain in enumerate((0.1, 0.2, 0.15)):
+        for name, aligned in (("baseline", False), ("viral", True)):
+            train(tmp_path, f"{name}-s{seed}", right=right(0.5, 0.5), seed=seed, aligned=aligned)
+            noise = 0.01 * (seed - 1)
+            layers = {layer: [0.4 + aligned * (gain if layer == 5 else noise)] * 2 for layer in range(12)}
+            cknna(tmp_path, f"{name}-s{seed}", layers)
+    pair, stored = one_pair(tmp_path)
+    table = by_layer(MEASURES["cknna"], pair, runs_of(stored, "cknna", pair.keys)).set_index("layer")
+    assert table.loc[5, "low"] > 0
+    assert table.loc[5, "p_holm"] == pytest.approx(12 * stats.ttest_1samp([0.1, 0.2, 0.15], 0).pvalue)
+    assert "In no layer" in tell(pair, stored).finding
 
 
 def test_seeds_that_agree_to_the_last_digit_show_no_difference(tmp_path: Path) -> None:
