@@ -79,7 +79,7 @@ def named_curves(
         zero: whether 0 means that there is no effect, which a dotted line then shows.
     """
     figure = new_figure(xaxis_title=x, yaxis_title=y, height=320, showlegend=False, hovermode="closest")
-    grouped = "group" in curves
+    curves, grouped = _finite(curves), "group" in curves
     names = list(dict.fromkeys(curves["name"]))
     many = not grouped and len(names) > LINES
     front = [name for name in names if name in front] if many else []
@@ -172,9 +172,7 @@ def _line(
 ) -> None:
     """Draw one line; the dashboard gives it the color `pointed` while the pointer is on it."""
     interval = {"low", "high"} <= set(part) and bool(part["low"].notna().any())
-    hover = f"{plain_name(name)}: %{{y:.3f}}" + (
-        " [%{customdata[0]:.3f}, %{customdata[1]:.3f}], %{customdata[2]}" if interval else ""
-    )
+    hover = f"{plain_name(name)}: %{{y:.3f}}" + "%{customdata[0]}, %{customdata[1]}" * interval
     figure.add_scatter(
         x=part["at"],
         y=part["score"],
@@ -184,10 +182,22 @@ def _line(
         line={"color": translucent(color, 0.45) if thin else color, "width": width},
         marker={"size": 5 if thin else 6},
         error_y=error_bars(part) | {"color": color} if interval and not thin and len(part) == 1 else None,
-        customdata=part[["low", "high", "over"]] if interval else None,
+        customdata=_ends(part) if interval else None,
         hovertemplate=f"{hover}<extra></extra>",
         meta={"color": pointed} if pointed else None,
     )
+
+
+def _ends(part: pd.DataFrame) -> list[list[str]]:
+    """Return of each point its interval in words, "" where it is not known, and what it is over."""
+    rows = zip(part["low"], part["high"], part["over"], strict=True)
+    return [[f" [{low:.3f}, {high:.3f}]" if np.isfinite([low, high]).all() else "", over] for low, high, over in rows]
+
+
+def _finite(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return curves without intervals that are infinite, as those of seeds that all agree are; they are not drawn."""
+    ends = [name for name in ("low", "high") if name in curves]
+    return curves.assign(**{name: curves[name].where(np.isfinite(curves[name])) for name in ends})
 
 
 def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object], chance: pd.DataFrame) -> None:
@@ -245,6 +255,7 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None, co
         marked: a layer to frame.
         column: what a column is, where it is no layer.
     """
+    table = _finite(table)
     names = list(dict.fromkeys(table["name"]))
     wide = table.pivot_table(index="name", columns="at", values="score", sort=False).reindex(names)
     columns = list(dict.fromkeys(table["at"]))

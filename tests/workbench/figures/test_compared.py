@@ -48,6 +48,19 @@ def test_a_curve_without_intervals_shows_and_saves_none() -> None:
     assert drawn_points(both).groupby("curve")["low"].count().to_dict() == {"m0": 3, "x": 0}
 
 
+def test_an_infinite_interval_is_not_drawn_and_moves_no_name() -> None:
+    table = curves(2)
+    table.loc[table["at"] == 1, ["low", "high"]] = [-np.inf, np.inf]
+    figure = named_curves(table, x="layer", y="difference")
+    points = drawn_points(figure)
+    assert points.groupby("x")["low"].count().to_dict() == {0: 2, 1: 0, 2: 2}
+    assert all(np.isfinite(note.y) for note in figure.layout.annotations)
+    (line, _) = (trace for trace in figure.data if trace.customdata is not None)
+    assert [list(row) for row in line.customdata][:2] == [[" [0.000, 9.000]", "9 images"], ["", "9 images"]]
+    cells = drawn_points(layer_heat(table, title="difference"))
+    assert cells.groupby("x")["low"].count().to_dict() == {"0": 2, "1": 0, "2": 2}
+
+
 def test_the_columns_of_a_heat_map_are_called_what_they_are() -> None:
     table = curves(2).assign(at=lambda t: "type " + t["at"].astype(str))
     figure = layer_heat(table, title="accuracy", column="question type")
