@@ -39,8 +39,9 @@ trainings:
      recipe: {alignment.objective: cosine}}
   best: {folder: "a-s{seed}", checkpoint: best, sweep: abc.yaml, runs: runs/abc, like: a, but: []}
 analyses:
-  cknna: python -m analyses.cknna --model {models} --limit 9 --output_dir {runs}
-  patching: python -m analyses.patching --model {models} --source {source} --layers 3 --output_dir {runs}
+  cknna: python -m analyses.cknna --model {models} --data shapes:test --limit 9 --output_dir {runs}
+  patching: python -m analyses.patching --model {models} --source {source} --layers 3 --data shapes:test --limit 9
+    --output_dir {runs}
 claims:
 """
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from workbench.analysis.discover import load_analysis
-from workbench.claims.rules import Ledger, options_of
+from workbench.claims.rules import NOT_HASHED, Ledger, options_of
 from workbench.claims.trained import Trained, find_trained, time_of
 from workbench.errors import PluginError, RunError, UnknownNameError, one_line
 from workbench.records import read_run_record
@@ -188,7 +188,7 @@ class Evidence:
     # --- analyses ---------------------------------------------------------------------------------
 
     def analysis(self, name: str, of: Trained, source: Trained | None = None) -> StoredAnalysis:
-        """Return the stored analysis of a run, with the options of the ledger's command.
+        """Return the stored analysis of a run, with the options of the ledger's command and defaults for all others.
 
         Args:
             name: the analysis in the ledger.
@@ -209,7 +209,7 @@ class Evidence:
             stored
             for stored in matches
             if all(_same(stored.record["config"].get(option), words) for option, words in options.items())
-            and not (stored.record["config"].keys() & set(added_options(name))) - options.keys()
+            and not changed_options(name, stored.record["config"]) - options.keys()
         ]
         if source is not None:
             matches = [
@@ -256,15 +256,18 @@ def _stored_analyses(root: Path) -> list[StoredAnalysis]:
     return analyses
 
 
-def added_options(analysis: str) -> tuple[str, ...]:
-    """Return the options of an analysis that its runs record only if they do not have their default.
+def changed_options(analysis: str, config: Mapping[str, Any]) -> set[str]:
+    """Return the options of a stored analysis that do not have their default, but for those that no rule names.
 
-    A run that records one which the ledger's command does not name answers another question.
+    A run with one that the ledger's command does not name, such as `--metric cka`, answers another question.
     """
     try:
-        return tuple(load_analysis(analysis).config.ADDED)
+        defaults = {each.name: each.default for each in fields(load_analysis(analysis).config)}
     except (PluginError, UnknownNameError):
-        return ()
+        return set()
+    named = {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
+    ignored = {option.removeprefix("--") for option in NOT_HASHED}
+    return {name for name in config.keys() & named.keys() - ignored if config[name] != named[name]}
 
 
 def _model(name: str) -> str:

@@ -24,7 +24,7 @@ from trainer.sweep.spec import Job, Setting, Sweep
 from workbench import runs
 from workbench.analysis import report
 from workbench.claims import verdicts
-from workbench.claims.evidence import Evidence, added_options
+from workbench.claims.evidence import Evidence, changed_options
 from workbench.claims.measures import check_measures
 from workbench.claims.rules import parse_ledger
 from workbench.claims.shown import newest
@@ -263,7 +263,8 @@ def test_an_analysis_that_is_not_there_is_one_command_for_all_models(world: Worl
         str(world.runs / name) for seed in SEEDS for name in (f"b-s{seed}", f"a-s{seed}") if name != "a-s1"
     )
     assert row["verdict"] == "no runs yet"
-    assert row["commands"] == f"python -m analyses.cknna --model {models} --limit 9 --output_dir {world.runs}"
+    command = "python -m analyses.cknna --model {} --data shapes:test --limit 9 --output_dir {}"
+    assert row["commands"] == command.format(models, world.runs)
 
 
 def test_runs_that_were_asked_different_questions(world: World) -> None:
@@ -552,14 +553,14 @@ def test_an_analysis_that_was_asked_something_else_is_another_one(world: World) 
     assert world.judge(CLOSER)["closer"]["verdict"] == "reproduced"
 
 
-def test_an_option_that_came_later_makes_another_analysis(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "positions" in added_options("attention")
-    assert added_options("no such analysis") == ()
-    monkeypatch.setattr("workbench.claims.evidence.added_options", lambda analysis: ("later",))
+@pytest.mark.parametrize("config", [{"metric": "cka"}, {"tokens_per_image": 4}, {"by": "tile"}, {"layers": [1]}])
+def test_an_option_that_the_command_does_not_name_has_its_default(world: World, config: dict[str, Any]) -> None:
+    """`by` came later, and is recorded only where it does not have its default."""
+    assert changed_options("no such analysis", config) == set()
     pairs(world.runs, GAINS, git=world.commit(CLOSER))
-    analyses(world, [0.9, 0.6, 0.2], [0.2, 0.2, 0.2], config={"later": 1})
+    analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9], config=config)
     assert world.judge(CLOSER)["closer"]["verdict"] == "no runs yet"
-    analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9])
+    analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9], config={"metric": "cknna", "layers": [], "vfm_layers": []})
     assert world.judge(CLOSER)["closer"]["verdict"] == "reproduced"
 
 
