@@ -269,7 +269,7 @@ def _curve(site: Site, table: pd.DataFrame, measure: str, grouped: bool, front: 
 
 
 def _curves(models: Sequence[Model]) -> dict[str, pd.DataFrame]:
-    """Return {measure: columns name, at, score, low, high, over, chance} of the logs of some models."""
+    """Return {measure: columns name, at, score, low, high, over, chance, level} of the logs of some models."""
     parts: dict[str, list[pd.DataFrame]] = {}
     for model in models:
         log = tables.log_of(model)
@@ -278,11 +278,11 @@ def _curves(models: Sequence[Model]) -> dict[str, pd.DataFrame]:
                 scored = score_log(log, column)
                 over = [f"n = {n:.0f}" if n == n else "no interval stored" for n in scored["n"]]
                 chance = scored["chance"] if column.startswith("accuracy/") else np.nan
-                part = scored.rename(columns={"step": "at"}).assign(over=over, chance=chance)
+                part = scored.rename(columns={"step": "at"}).assign(over=over, chance=chance, level=figures.CHANCE)
             elif column.endswith("_loss"):
                 rows = log.dropna(subset=[column]).drop_duplicates("step")
                 part = rows[["step", column]].set_axis(["at", "score"], axis=1)
-                part = part.assign(low=np.nan, high=np.nan, over="batches", chance=np.nan)
+                part = part.assign(low=np.nan, high=np.nan, over="batches", chance=np.nan, level="")
             else:
                 continue
             if len(part):  # not yet measured, where the training has just begun
@@ -291,8 +291,8 @@ def _curves(models: Sequence[Model]) -> dict[str, pd.DataFrame]:
             for of, rows in cknna_log(model.folder).groupby("of", sort=False):
                 over = [f"{n:.0f} tokens of {i:.0f} images" for n, i in zip(rows["n"], rows["n_images"], strict=True)]
                 part = rows.rename(columns={"step": "at", "null_q95": "chance"}).assign(over=over, name=model.key)
-                parts.setdefault(f"CKNNA, {of}", []).append(part)
-    columns = ["name", "at", "score", "low", "high", "over", "chance"]
+                parts.setdefault(f"CKNNA, {of}", []).append(part.assign(level=figures.Q95))
+    columns = ["name", "at", "score", "low", "high", "over", "chance", "level"]
     return {name: pd.concat(tables_, ignore_index=True)[columns] for name, tables_ in parts.items()}
 
 

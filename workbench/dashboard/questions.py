@@ -136,7 +136,7 @@ def _score(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int, 
         "seeds" if grouped else "images",
     )
     intervals = "thick: mean over seeds, thin: each seed" if grouped and not drawn_as_map else "95 % intervals"
-    dotted = "" if drawn_as_map else "chance" if shown["chance"].notna().any() else "no effect" if zero else ""
+    dotted = "" if drawn_as_map else figures.level_words(shown) or ("no effect" if zero else "")
     chart(figure, f"score-{measure.key}", caption, below=_about(runs, table["n_images"], intervals, dotted))
 
 
@@ -180,7 +180,8 @@ def _images(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int)
     st.markdown(plain(_ahead(site, values) or f"{_capital(in_words(layer))}: {_spread(values)}"))
     title = f"{measure.title.format(series=series)}, {in_words(layer)}"
     at = curves_of(table[(table["layer"] == layer) & (table["series"] == series)])
-    level, dotted = (at["chance"].max(), "chance") if at["chance"].notna().any() else (measure.neutral, "no effect")
+    dotted = figures.level_words(at)
+    level, dotted = (at["chance"].max(), dotted) if dotted else (measure.neutral, "no effect")
     key = ("images", measure.key, stamps, series, layer, site.looks)
     chart(
         once(key, lambda: figures.image_dots(values, x=title, chance=level)),

@@ -3,13 +3,16 @@
 from workbench.figures.charts import accuracy_by_type, bars, points
 from workbench.figures.colors import color_of, colored, model_colors
 from workbench.figures.compared import (
+    CHANCE,
     LINES,
+    Q95,
     clickable,
     difference_dots,
     image_dots,
     layer_curves_named,
     layer_heat,
     layer_strip,
+    level_words,
     named_curves,
 )
 from workbench.figures.layers import difference_curves, layer_curves, name_final_norm, with_ceilings
@@ -38,11 +41,13 @@ from workbench.figures.template import (
 from workbench.figures.training import step_curves, step_differences, training_curves
 
 __all__ = [
+    "CHANCE",
     "COLORS",
     "DASHES",
     "EXPORT",
     "GRAY",
     "LINES",
+    "Q95",
     "Figure",
     "Overlay",
     "WordMap",
@@ -64,6 +69,7 @@ __all__ = [
     "layer_heat",
     "layer_strip",
     "layered_overlays",
+    "level_words",
     "matrix_maps",
     "model_colors",
     "name_final_norm",

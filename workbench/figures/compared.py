@@ -15,6 +15,7 @@ from workbench.intervals import t_interval
 
 LINES = 6  # with more curves, a heat map is drawn
 NAME = 16  # letters of a name at the end of a curve
+CHANCE, Q95 = "chance", "chance (95th percentile)"  # what the dotted line is
 GOLDEN = 0.618  # of the golden ratio: its multiples are spread evenly
 ZERO = {"color": GRAY, "dash": "dot", "width": 1.5}
 
@@ -69,8 +70,9 @@ def named_curves(
     """Draw a line for each curve, with its interval as a band and its name at its end instead of a legend.
 
     Args:
-        curves: columns name, at (x), score, low, high, over, and where known chance. A column `group` makes thin lines
-            of the curves and adds the mean of every group as a thick one, with its name.
+        curves: columns name, at (x), score, low, high, over, and where known chance, with `level`, which says what that
+            is (CHANCE, or Q95 of a null). A column `group` makes thin lines of the curves and adds the mean of every
+            group as a thick one, with its name.
         x, y: titles of the axes.
         marked: a value of x with a vertical line, such as the chosen layer.
         front: the curves that have colors, intervals and names if there are more than LINES; the others are thin gray
@@ -103,14 +105,14 @@ def named_curves(
     if zero:
         figure.add_hline(y=0, line=ZERO)
     if "chance" in curves and curves["chance"].notna().any():
-        level = curves.groupby("at")["chance"].max()
+        level, words = curves.groupby("at")["chance"].max(), level_words(curves)
         figure.add_scatter(
             x=level.index,
             y=level,
             mode="lines",
             line=ZERO,
-            name="chance",
-            hovertemplate="chance %{y:.3f}<extra></extra>",
+            name=words,
+            hovertemplate=f"{words} %{{y:.3f}}<extra></extra>",
         )
     if marked is not None:
         figure.add_vline(x=marked, line={"color": GRAY, "width": 1, "dash": "dash"})
@@ -121,6 +123,12 @@ def named_curves(
         figure.data = sorted(figure.data, key=lambda trace: trace.legendgroup in front)
     _end_names(figure, drawn, names, chance=curves)
     return figure
+
+
+def level_words(curves: pd.DataFrame) -> str:
+    """Return what the level of chance is that curves (`named_curves`) are drawn with; "" if there is none."""
+    known = curves[curves["chance"].notna()]
+    return "" if known.empty else str(known["level"].iloc[0]) if "level" in known else CHANCE
 
 
 def image_dots(values: pd.DataFrame, *, x: str, chance: float | None = None) -> go.Figure:

@@ -44,5 +44,7 @@ def alignment_chart(story: Story, alignment: Alignment) -> figures.Figure:
 def curves_of(scores: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `overview.measures.scores` in the columns that `figures.layer_curves_named` draws."""
     return scores.rename(columns={"model": "name", "layer": "at"}).assign(
-        over=[f"{n:.0f} images" for n in scores["n_images"]], chance=scores["null_q95"].fillna(scores["chance"])
+        over=[f"{n:.0f} images" for n in scores["n_images"]],
+        chance=scores["null_q95"].fillna(scores["chance"]),
+        level=[figures.CHANCE if missing else figures.Q95 for missing in scores["null_q95"].isna()],
     )

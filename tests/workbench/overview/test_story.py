@@ -15,8 +15,11 @@ from scipy import stats
 
 from tests.conftest import ROOT
 from tests.workbench.overview.folders import cknna, patching, train
+from workbench import figures
+from workbench.figures.caption import chance_words
 from workbench.intervals import mean_test
 from workbench.overview.answers import answered, image_numbers
+from workbench.overview.charts import curves_of
 from workbench.overview.differences import Pair, by_layer, pairs_of, runs_of, strip
 from workbench.overview.measures import MEASURES, scores
 from workbench.overview.models import Models, read_models
@@ -303,6 +306,19 @@ def test_the_strip_counts_the_images_of_each_layer(tmp_path: Path) -> None:
     quick = strip(pair, stored, MEASURES)
     assert quick[columns].to_numpy(float) == pytest.approx(chart[columns].to_numpy(float))
     assert quick["z"].tolist() == pytest.approx((chart["score"] / chart["error"]).tolist())
+
+
+def test_a_dotted_line_says_that_it_is_a_quantile(two: Path) -> None:
+    """Of CKNNA it is the 95th percentile of the null, .14 here, not chance, .1; a drop has neither."""
+    pair, stored = one_pair(two)
+    cknna_runs = list(runs_of(stored, "cknna", pair.keys).values())
+    curves = curves_of(scores(MEASURES["cknna"], cknna_runs))
+    assert figures.level_words(curves) == "chance (95th percentile)"
+    drawn = figures.layer_curves_named(curves, y="CKNNA")
+    assert chance_words(drawn) == "chance (95th percentile): 0.140"
+    mean = curves.assign(level=figures.CHANCE)
+    assert chance_words(figures.layer_curves_named(mean, y="CKNNA")).startswith("chance: ")
+    assert figures.level_words(curves.assign(chance=np.nan)) == ""
 
 
 def test_all_of_this_is_known_without_torch(two: Path) -> None:
