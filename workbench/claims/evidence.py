@@ -203,7 +203,10 @@ class Evidence:
         matches = [
             stored
             for stored in self._beside(of)
-            if stored.record["analysis"] == name and _model(stored.record["model"]) == of.folder.name
+            if stored.record["analysis"] == name
+            and _model(stored.record["model"]) == of.folder.name
+            # a training in another folder may have the same name; older runs do not record when theirs was finished
+            and stored.record.get("trained") in (None, "", of.record.get("created"))
         ]
         matches = [
             stored

@@ -564,6 +564,17 @@ def test_an_option_that_the_command_does_not_name_has_its_default(world: World, 
     assert world.judge(CLOSER)["closer"]["verdict"] == "reproduced"
 
 
+def test_an_analysis_of_a_training_of_the_same_name_is_another_one(world: World) -> None:
+    """Sweeps on other data name their folders alike, and an analysis of theirs may be stored beside these runs."""
+    git = world.commit(CLOSER)
+    pairs(world.runs, GAINS, git=git)
+    analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9], trained="2026-01-01T00:00:00+00:00")
+    assert world.judge(CLOSER)["closer"]["verdict"] == "no runs yet"
+    created = json.loads((world.runs / "a-s1" / "training.json").read_text())["created"]
+    analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9], trained=created, config={"vfm_layers": []})
+    assert world.judge(CLOSER)["closer"]["verdict"] == "reproduced"
+
+
 def test_a_damaged_analysis_is_said_and_not_there(world: World, caplog: pytest.LogCaptureFixture) -> None:
     pairs(world.runs, GAINS, git=world.commit(CLOSER))
     analyses(world, [0.9, 0.6, 0.2], [0.5, 0.7, 0.9])
