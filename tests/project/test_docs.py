@@ -47,7 +47,7 @@ FEW = {
     "analyses.logit_lens": ["--limit", "12", "--null", "10", "--maps", "1"],
     "analyses.linear_probe": ["--limit", "20", "--controls", "1", "--folds", "2"],
     "analyses.all": ["--limit", "3", "--only", "cknna", "dynamics"],
-    "analyses.dynamics": ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5", "--benchmark_limit", "3"],
+    "analyses.dynamics": ["--limit", "3", "--permutations", "1", "--null", "10", "--k", "5"],
     "analyses.heads": ["--limit", "3", "--null", "10", "--k", "5"],
     "analyses.tokens": ["--limit", "3", "--umap_images", "0", "--null", "10"],
     "analyses.patching": ["--limit", "3", "--layers", "2"],
@@ -154,6 +154,7 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
         for name in set(re.findall(r"\btwins/(\w+)", line)) - {path.name for path in folder.glob("twins/*")}:
             write_twin(folder / "twins" / name, name)
         few = FEW[module][:4] if "photos" in line else FEW[module]
+        few = [*few, "--benchmark_limit", "3"] if "--benchmarks" in words else few
         assert f"{module.removeprefix('analyses.')}-" in here(folder, module, *given, *few)
     elif module.startswith("benchmarks."):
         assert run(module, *given, cwd=folder).stdout
