@@ -29,12 +29,13 @@ class AlignedOutput:
     Attributes:
         lm_loss: cross-entropy over the answer tokens, divided by their number in the accumulated global batch.
         alignment_loss: mean of `alignment_losses`, not yet weighted by lambda; None where nothing is aligned.
+        logits: predictions of the answer tokens (token, vocabulary), row by row of the batch.
         alignment_losses: loss of each layer and target, as {"layer_L/target": loss}.
     """
 
     lm_loss: Tensor
     alignment_loss: Tensor | None
-    logits: Tensor
+    logits: Float[Tensor, "n vocabulary"]
     alignment_losses: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -113,7 +114,8 @@ class AlignedForConditionalGeneration(Aligned):
                 those of this batch.
         """
         packing = Packing.of(segments)
-        ids, answers = packing.flat(input_ids), packing.flat(labels)
+        ids, (answers,) = packing.flat(input_ids), packing.flat(labels)
+        places = (answers != IGNORED).nonzero().flatten()
         projected = self.base.model.multi_modal_projector(connector_inputs)
         visual: list[VisualTokens] = []
         if self.alignment is not None:  # finding them on a GPU makes the host wait
@@ -129,16 +131,16 @@ class AlignedForConditionalGeneration(Aligned):
             position_ids=packing.flat(position_ids),
             use_cache=False,
             packing=packing,
-        ).logits
-        is_answer = answers != IGNORED
-        total = nn.functional.cross_entropy(logits[is_answer].float(), answers[is_answer], reduction="sum")
-        lm_loss = total / (is_answer.sum() if num_items_in_batch is None else num_items_in_batch)
+            logits_to_keep=places,  # predicting at the others too would take a sixth of SmolLM2's step
+        ).logits[0]
+        total = nn.functional.cross_entropy(logits.float(), answers[places], reduction="sum")
+        lm_loss = total / (len(places) if num_items_in_batch is None else num_items_in_batch)
         if self.to_projector:
             targets = {"projector": projected.detach()}
         if self.alignment is None or targets is None:
-            return AlignedOutput(lm_loss, None, packing.padded(logits))
+            return AlignedOutput(lm_loss, None, logits)
         alignment_losses = self.alignment.losses(targets, [visual], hidden)
-        return AlignedOutput(lm_loss, mean_loss(alignment_losses), packing.padded(logits), alignment_losses)
+        return AlignedOutput(lm_loss, mean_loss(alignment_losses), logits, alignment_losses)
 
     def _embedded(self, ids: Int[Tensor, "1 n"], projected: Float[Tensor, "b token d"]) -> Float[Tensor, "1 n d"]:
         """Return the embeddings of the tokens, with the projected features at the visual positions.
@@ -216,11 +218,10 @@ class AlignedMLLMForConditionalGeneration(Aligned):
         """
         self._first_block_input = None
         hidden = self.hidden_tokens(visual)
-        logits = self.base(**inputs, use_cache=False).logits
         if answers is None:
             answers = answer_positions(labels)
-        predictions, tokens = logits.flatten(0, 1)[answers].float(), labels.flatten()[answers + 1]
-        total = nn.functional.cross_entropy(predictions, tokens, reduction="sum")
+        logits = self.base(**inputs, use_cache=False).logits.flatten(0, 1)[answers]
+        total = nn.functional.cross_entropy(logits.float(), labels.flatten()[answers + 1], reduction="sum")
         count = torch.as_tensor(len(answers) if num_items_in_batch is None else num_items_in_batch, device=total.device)
         lm_loss = total / count.clamp(min=1)  # max_length may have cut off every answer
         if not self.training:

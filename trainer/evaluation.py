@@ -96,7 +96,7 @@ def answer_packed(model: AlignedForConditionalGeneration, data: PackedDataset, b
         if output.alignment_loss is not None:
             sums[-1]["alignment_loss"] = (float(output.alignment_loss) * len(indices), len(indices))
         is_answer = batch["labels"] != IGNORED
-        expected, logits = batch["labels"][is_answer], output.logits[is_answer.to(device)].float()
+        expected, logits = batch["labels"][is_answer], output.logits.float()
         decoded = logits.argmax(-1).cpu()
         log_p = logits.log_softmax(-1).gather(1, expected[:, None].to(device))[:, 0].cpu()
         row_of, segment = is_answer.nonzero()[:, 0], batch["segments"][is_answer]
@@ -195,13 +195,10 @@ def language_loss(
     batches = chain.from_iterable(_batches_of_rank(numbers, batch_size) for numbers in (with_images, texts_alone))
     for numbers, counted in batches:
         batch, labels = encode_rows(mllm, data, numbers, max_length)
-        logits = model(labels=labels, visual=(), **batch.inputs).logits[:, :-1]
+        logits = model(labels=labels, visual=(), **batch.inputs).logits.float()
         is_answer = labels[:, 1:] != IGNORED
         counts = is_answer.sum(1).tolist()
-        # only the logits of answers become float32, which saves memory
-        by_token = torch.nn.functional.cross_entropy(
-            logits[is_answer].float(), labels[:, 1:][is_answer], reduction="none"
-        )
+        by_token = torch.nn.functional.cross_entropy(logits, labels[:, 1:][is_answer], reduction="none")
         losses = [float(of_conversation.sum()) for of_conversation in by_token.split(counts)]
         chance = math.log(logits.shape[-1])
         for number, loss, count in zip(numbers, losses, counts, strict=True):

@@ -27,6 +27,7 @@ from trainer.setups.packed import PackedSetup
 from trainer.setups.packed_data import collate
 from workbench.errors import ConfigError
 from workbench.mllm import MLLM
+from workbench.mllm.conversation import IGNORED
 
 RATE = 0.25
 TINY = Recipe(
@@ -87,7 +88,8 @@ def test_a_share_of_what_each_block_adds_is_dropped_and_nothing_else() -> None:
     student = ready.model.base
     with torch.no_grad():
         logits = student.lm_head(student.model.language_model.norm(seen["output"][-1]))[0]
-    assert_close(seen["logits"][0][collate([ready.train[i] for i in range(4)])["segments"] >= 0], logits)
+    batch = collate([ready.train[i] for i in range(4)])
+    assert_close(seen["logits"][0], logits[batch["labels"][batch["segments"] >= 0] != IGNORED])
     for x, own, y in zip(plain["input"], plain["attention"], plain["between"], strict=True):
         assert_close(y, x + own)
 

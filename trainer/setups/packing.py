@@ -79,12 +79,6 @@ class Packing:
         """Return `values` (b, s, ...) of the padded batch as one sequence without padding (1, N, ...)."""
         return values[self.real][None]
 
-    def padded(self, values: Tensor, fill: float = 0) -> Tensor:
-        """Return `values` (1, N, ...) of the sequence as a padded batch (b, s, ...), with `fill` as padding."""
-        result = values.new_full((*self.real.shape, *values.shape[2:]), fill)
-        result[self.real] = values[0]
-        return result
-
 
 def use_packed_attention(model: Any) -> None:
     """Make the language model of `model` accept a `Packing` as the argument `packing` of its forward.
