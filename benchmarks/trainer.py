@@ -2,6 +2,10 @@
 
 python -m benchmarks.trainer            # the toy LLaVA of the recipes, about 4 minutes on 2 cores
 python -m benchmarks.trainer --small    # a small model, to check that it works
+python -m benchmarks.trainer --smol     # SmolLM2-135M as in scarce_smol_baseline.yaml, about 3 minutes on 2 cores
+
+With `--smol`, the baseline is compared with one that predicts at every position of its large vocabulary, and drops all
+predictions but those of the answers.
 
 A step consists of fetching the batch, forward, backward, clipping and optimizer, through `AlignmentTrainer`. In every
 round each variant takes one step, in rotating order, so that a busy moment affects all of them. A ratio compares two
@@ -15,7 +19,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +38,9 @@ from trainer.objectives import cosine_loss
 from trainer.recipe import DataConfig, OptimConfig, Recipe
 from trainer.setups.packed import PackedSetup
 from trainer.setups.packing import Packing
+from workbench.cli import parse
 from workbench.mllm.conversation import IGNORED
+from workbench.package_files import RECIPES
 
 WARM_UP = 3  # rounds
 BASELINE = "baseline"
@@ -42,6 +48,7 @@ CACHED = "VIRAL, VFM from the cache"
 COMPUTED = "VIRAL, VFM at every step"
 EVERY = "VIRAL from the cache, head on all positions"
 PADDED = "baseline, padded rows under a mask"
+EVERYWHERE = "baseline, predictions at all positions"
 HEAD, HEAD_EVERY = "head and its loss, visual positions", "head and its loss, all positions"
 
 Times = np.ndarray  # wall seconds, CPU seconds of this process
@@ -94,6 +101,18 @@ class Padded(AlignedForConditionalGeneration):
         return AlignedOutput(losses / num_items_in_batch, None, logits)
 
 
+def predict_everywhere(base: nn.Module) -> None:
+    """Make the model compute its predictions at every position before it returns those that are asked for."""
+    forward = base.forward
+
+    def everywhere(*, logits_to_keep: Tensor, **inputs: Any) -> Any:
+        output = forward(**inputs)
+        output.logits = output.logits[:, logits_to_keep]
+        return output
+
+    base.forward = everywhere
+
+
 class Variant:
     """A model in training that takes one step at a time."""
 
@@ -106,6 +125,7 @@ class Variant:
         compute_vfm: bool = False,
         every_position: bool = False,
         padded: bool = False,
+        everywhere: bool = False,
     ) -> None:
         self.recipe, self.setup = recipe, PackedSetup.from_recipe(recipe)
         if padded:
@@ -115,6 +135,8 @@ class Variant:
             train.targets = PackedSetup.from_recipe(
                 replace(recipe, data=replace(recipe.data, features="compute"))
             ).train.targets
+        if everywhere:
+            predict_everywhere(model.base)
         if every_position:
             model.alignment.heads[0] = EveryPosition(model.alignment.heads[0], model, recipe.alignment.layer[0])
         optim = recipe.optim
@@ -176,8 +198,36 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--small", action="store_true", help="a small model and 4 rounds")
-    small = parser.parse_args(argv).small
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--small", action="store_true", help="a small model and 4 rounds")
+    kinds.add_argument("--smol", action="store_true", help="SmolLM2-135M and 10 rounds")
+    given = parser.parse_args(argv)
+    if given.smol:
+        compare_predictions()
+    else:
+        compare(small=given.small)
+
+
+def compare_predictions() -> None:
+    """Compare predictions at the answers with predictions at all positions, with a pretrained language model."""
+    rounds = 10
+    recipe = parse(
+        Recipe,
+        ["--data.limit_train", "60", "--data.limit_val", "1"],
+        prog="trainer",
+        recipe=RECIPES.find("scarce_smol_baseline"),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        variants = {
+            name: Variant(recipe, Path(folder), rounds + WARM_UP, everywhere=name == EVERYWHERE)
+            for name in (BASELINE, EVERYWHERE)
+        }
+        times = take_turns(variants, rounds)
+    report(variants, times, ((BASELINE, BASELINE), (EVERYWHERE, BASELINE)), EVERYWHERE)
+
+
+def compare(*, small: bool) -> None:
+    """Compare the variants of the toy LLaVA."""
     rounds = 4 if small else 150
     recipe = Recipe(
         model=ModelConfig(layers=2, width=32, ffn=64) if small else ModelConfig(),
@@ -198,24 +248,8 @@ def main(argv: list[str]) -> None:
             is_baseline = name in (BASELINE, PADDED)
             variant_recipe = replace(recipe, alignment=AlignmentConfig()) if is_baseline else recipe
             variants[name] = Variant(variant_recipe, Path(folder), rounds + WARM_UP, **extra)
-        names = list(variants)
-        times: dict[str, list[Times]] = {name: [] for name in [*names, HEAD, HEAD_EVERY]}
-        for turn in range(rounds + WARM_UP):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                times[name].append(variants[name].step())
-            for name in (HEAD, HEAD_EVERY) if turn % 2 else (HEAD_EVERY, HEAD):
-                times[name].append(head_step(variants[CACHED], name == HEAD_EVERY))
-    seconds = {name: np.array(steps)[WARM_UP:] for name, steps in times.items()}
-    length, batch = variants[CACHED].batch["input_ids"].shape[1], recipe.optim.batch_size
-    tokens = variants[CACHED].setup.train.inputs.shape[1]
-    print(
-        f"batch {batch}, {length} positions of which {tokens} visual, float32, {torch.get_num_threads()} threads,"
-        f" {rounds} rounds; medians [95 %]"
-    )
-    pairs = zip(variants[BASELINE].losses, variants[PADDED].losses, strict=True)
-    largest = max(float((a - b).abs()) for a, b in pairs)
-    print(f"largest difference of a loss between {BASELINE} and {PADDED}, over {rounds + WARM_UP} steps: {largest:.1e}")
-    for name, against in (
+        times = take_turns(variants, rounds, head=True)
+    pairs = (
         (BASELINE, BASELINE),
         (PADDED, BASELINE),
         (CACHED, BASELINE),
@@ -224,7 +258,37 @@ def main(argv: list[str]) -> None:
         (EVERY, CACHED),
         (HEAD, HEAD),
         (HEAD_EVERY, HEAD),
-    ):
+    )
+    report(variants, times, pairs, PADDED)
+
+
+def take_turns(variants: Mapping[str, Variant], rounds: int, *, head: bool = False) -> dict[str, Times]:
+    """Return the times (round, clock) of each variant and, if asked for, of the head alone."""
+    names = list(variants)
+    times: dict[str, list[Times]] = {name: [] for name in [*names, *((HEAD, HEAD_EVERY) if head else ())]}
+    for turn in range(rounds + WARM_UP):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            times[name].append(variants[name].step())
+        if head:
+            for name in (HEAD, HEAD_EVERY) if turn % 2 else (HEAD_EVERY, HEAD):
+                times[name].append(head_step(variants[CACHED], name == HEAD_EVERY))
+    return {name: np.array(steps)[WARM_UP:] for name, steps in times.items()}
+
+
+def report(
+    variants: Mapping[str, Variant], seconds: Mapping[str, Times], pairs: Sequence[tuple[str, str]], same: str
+) -> None:
+    """Print the median times, their ratios, and how far the losses of the variant `same` are from the baseline's."""
+    first = variants[BASELINE]
+    print(
+        f"batch {first.recipe.optim.batch_size}, {first.batch['input_ids'].shape[1]} positions of which"
+        f" {first.setup.train.inputs.shape[1]} visual, float32, {torch.get_num_threads()} threads,"
+        f" {len(seconds[BASELINE])} rounds; medians [95 %]"
+    )
+    losses = list(zip(first.losses, variants[same].losses, strict=True))
+    largest = max(float((a - b).abs()) for a, b in losses)
+    print(f"largest difference of a loss between {BASELINE} and {same}, over {len(losses)} steps: {largest:.1e}")
+    for name, against in pairs:
         elapsed, cpu = np.median(seconds[name], axis=0) * 1000
         print(f"{name:43} {elapsed:8.1f} ms, CPU {cpu:8.1f} ms", end="" if name != against else "\n")
         if name != against:
