@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from workbench.errors import DataError, ModelError, WorkbenchError, one_line
 from workbench.files import atomic_file, cache_folder
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, conversation_text, encode_conversations
+from workbench.processes import cores
 from workbench.progress import progress_bar
 
 log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def image_sizes(data: ConversationSet) -> dict[Any, Size]:
             return str(error)
 
     bar = progress_bar(f"image sizes of {data.data.name[:40]}", total=len(stored), unit="image", leave=False)
-    with ThreadPoolExecutor(min(READERS, 2 * (os.cpu_count() or 1))) as readers, bar:
+    with ThreadPoolExecutor(min(READERS, 2 * cores())) as readers, bar:
         for place, value in zip(stored, readers.map(size, stored.values()), strict=True):
             bar.update()
             if isinstance(value, str):

@@ -26,3 +26,10 @@ def environment(**variables: str) -> dict[str, str]:
     # packages in site-packages are importable already, and must not come before the standard library
     ours = [] if str(HOME) in installed else [str(HOME)]
     return os.environ | {"PYTHONPATH": os.pathsep.join([*ours, *filter(None, [paths])])} | variables
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use: those of a Slurm job, say, rather than the whole node's."""
+    if hasattr(os, "sched_getaffinity"):  # Linux alone has it
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from workbench.errors import RunError
+from workbench.errors import RunError, one_line
 from workbench.files import atomic_folder
 from workbench.plugins import identities, installed_packages
 from workbench.records import Environment, RunRecord, read_run_record, write_record
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # torch takes a second to import, and listing runs does not n
     from torch import Tensor
 
 RUN_FILE = "run.json"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -172,20 +174,22 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 def index(root: Path) -> pd.DataFrame:
     """List the runs stored below `root`, one row per run, newest first; only their records are read.
 
+    A damaged record is left out with a warning.
+
     Returns:
         Columns folder, analysis, label, model, data, seconds, created, key, config.
     """
+    names = ("analysis", "label", "model", "data", "seconds", "created", "key", "config")
     rows = []
     for path in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # a folder whose name begins with a dot is being written
         try:
             record: Mapping[str, Any] = read_run_record(path)
-            names = ("analysis", "label", "model", "data", "seconds", "created", "key", "config")
+        except RunError as error:
+            log.warning("%s, and is left out", one_line(error, 300))
+            continue
+        if record.keys() >= set(names):  # otherwise it is a run.json of another program
             rows.append({"folder": path.parent, **{name: record[name] for name in names}})
-        except (RunError, KeyError):
-            continue  # a run.json of another program
-    table = pd.DataFrame(
-        rows, columns=["folder", "analysis", "label", "model", "data", "seconds", "created", "key", "config"]
-    )
+    table = pd.DataFrame(rows, columns=["folder", *names])
     return table.sort_values("created", ascending=False, ignore_index=True)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import ROOT
-from workbench.runs import Run, checkout, comparable, environment
+from workbench.runs import Run, checkout, comparable, environment, index, load, save
 
 
 def git(*words: str, cwd: Path) -> str:
@@ -143,3 +143,16 @@ def test_differences_are_of_models_that_were_measured_alike(analysis: str, optio
     table = differences(runs)
     assert table["model"].tolist() == ["b"]
     assert table["score"].tolist() == pytest.approx([0.1])
+
+
+def test_a_damaged_record_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record: Any = {"analysis": "cknna", "label": "a", "model": "a", "data": "d", "seconds": 1.0}
+    record |= {"created": "2026-11-28T00:00:00+00:00", "config": {}}
+    whole = save(Run("0" * 12, record, {"scores": pd.DataFrame({"score": [1.0]})}), tmp_path)
+    damaged = save(Run("1" * 12, record, {}), tmp_path)
+    (damaged / "run.json").write_text((damaged / "run.json").read_text()[:40])
+    assert index(tmp_path)["folder"].tolist() == [whole]
+    assert load(whole).tables["scores"]["score"].item() == 1.0
+    (warning,) = caplog.messages
+    assert f"{damaged / 'run.json'} is damaged" in warning
+    assert warning.endswith("and is left out")

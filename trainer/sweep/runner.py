@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from threading import Thread
 from typing import Any
 
 from trainer.sweep.spec import Job, Sweep, check
-from workbench.processes import environment, python
+from workbench.processes import cores, environment, python
 from workbench.training_folder import RECIPE_FILE, RECORD_FILE
 
 
@@ -70,7 +69,6 @@ def train_all(sweep: Sweep) -> dict[str, str]:
     total, failed = len(waiting), {}
     # Results depend on the number of threads (by rounding), so every run gets the same share of the cores, even when
     # it is the last one left. Only `first` always runs alone, and gets all of them.
-    cores = os.cpu_count() or 1
     first = sweep.jobs()[0].folder if sweep.first else None
     running: list[Running] = []
     with noted_signals() as caught:
@@ -79,9 +77,8 @@ def train_all(sweep: Sweep) -> dict[str, str]:
                 while len(running) < sweep.processes and any(map(is_ready, waiting)):
                     ready = [is_ready(job) for job in waiting]
                     job = waiting.pop(ready.index(True))
-                    running.append(
-                        Running.begin(job, threads=cores if job.folder == first else max(1, cores // sweep.processes))
-                    )
+                    threads = cores() if job.folder == first else max(1, cores() // sweep.processes)
+                    running.append(Running.begin(job, threads=threads))
                 for entry in [entry for entry in running if entry.process.poll() is not None]:
                     running.remove(entry)
                     if entry.process.returncode:

@@ -6,13 +6,13 @@ stored bytes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from workbench.data.images import StoredImage, image_hash, shown
+from workbench.processes import cores
 from workbench.progress import progress_bar
 
 READERS = 8  # threads
@@ -106,7 +106,7 @@ def hashes_of(images: Sequence[StoredImage], expected: int, what: str) -> Iterat
         what: the data set's name, for the progress bar.
     """
     bar = progress_bar(f"images of {shown(what, 40)}", total=min(expected, len(images)), unit="image", leave=False)
-    with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as readers, bar:
+    with ThreadPoolExecutor(min(READERS, cores())) as readers, bar:
         for start in range(0, len(images), 2 * READERS):
             for pixels in readers.map(lambda image: image_hash(image()), images[start : start + 2 * READERS]):
                 bar.update()
