@@ -32,6 +32,7 @@ from trainer.output.model_folder import load_model, save_model
 from trainer.prefetch import Prefetched
 from trainer.recipe import Recipe
 from trainer.setups.base import Setup
+from trainer.training_arguments import training_arguments
 from workbench.errors import RunError
 from workbench.mllm.conversation import IGNORED
 from workbench.training_folder import BEST, BEST_FILE, best_of
@@ -409,48 +410,13 @@ class AlignmentTrainer(Trainer):
 
 def build_trainer(recipe: Recipe, setup: Setup) -> AlignmentTrainer:
     """Return the Trainer of a recipe for the present number of processes; it writes nothing yet."""
-    folder, optim = recipe.output_dir, recipe.optim
-    half, zero = optim.precision == "bfloat16", distributed.strategy().startswith("zero")
-    if half and zero:  # autocast as with the other strategies: DeepSpeed's own bfloat16 would round the weights
+    if recipe.optim.precision == "bfloat16" and distributed.strategy().startswith("zero"):
+        # autocast as with the other strategies: DeepSpeed's own bfloat16 would round the weights
         setup.model.forward = convert_outputs_to_fp32(
             torch.autocast(distributed.device().split(":")[0], torch.bfloat16)(setup.model.forward)
         )  # type: ignore[method-assign]
-    # loads VFMs, so it must come before TrainingArguments: after them ZeRO-3 shards every model that is loaded
-    watched = build_cknna_monitor(recipe, setup)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=optim.steps,
-        per_device_train_batch_size=optim.at_once(distributed.count()),
-        gradient_accumulation_steps=optim.accumulated(distributed.count()),
-        learning_rate=optim.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": optim.final_rate},
-        warmup_steps=optim.warmup,
-        max_grad_norm=optim.max_grad_norm,
-        logging_steps=recipe.log_every,
-        eval_strategy="steps",
-        eval_steps=recipe.eval_every,
-        save_steps=recipe.save_every,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to=list(recipe.report_to),
-        dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        label_names=["labels"],
-        bf16=half and not zero,
-        use_cpu=not torch.cuda.is_available(),
-        logging_nan_inf_filter=False,
-        # every trained parameter gets a gradient in every pass
-        ddp_find_unused_parameters=False,
-        accelerator_config={
-            "use_configured_state": distributed.count() > 1,  # the one that distributed.start made
-            "non_blocking": torch.cuda.is_available(),  # possible from pinned memory
-            # otherwise FSDP would keep the whole gradient in every process until the last accumulated pass
-            "gradient_accumulation_kwargs": {"sync_each_batch": distributed.strategy() == "fsdp"},
-        },
-    )
+    watched = build_cknna_monitor(recipe, setup)  # before the arguments: it loads VFMs, which ZeRO-3 must not shard
+    arguments = training_arguments(recipe)
     trainer = AlignmentTrainer(recipe=recipe, setup=setup, watched=watched, args=arguments, eval_dataset=setup.val)
     trainer.pop_callback(PrinterCallback)
     return trainer
