@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from PIL import Image
@@ -32,7 +32,7 @@ from workbench.processes import cores
 from workbench.progress import progress_bar
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 READERS = 16  # threads that read image headers
 TEXTS_AT_ONCE = 256
 # The length of a conversation is an estimate that can be off by a few tokens, because tokens of text next to an image
@@ -62,12 +62,12 @@ class Problems:
 
     rows: int = 0
     longest: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
 
     def add(self, kind: str, conversation: str) -> None:
         """Count a conversation, named by its id."""
-        self.counts[kind] += 1
+        self.counts[kind] = self.counts.get(kind, 0) + 1
         self.first.setdefault(kind, conversation)
 
     def sentences(self, name: str, max_length: int | None) -> list[str]:
@@ -83,27 +83,33 @@ class Problems:
         ]
 
 
-def look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> list[str]:
+def look_through(mllm: MLLM, data: ConversationSet, max_length: int | None, *, alone: bool = False) -> list[str]:
     """Check that every conversation can be trained on, and return warnings about those that are too long.
 
-    The warnings are cached by the content of data and processor.
+    What is found is cached by the content of data and processor.
+
+    Args:
+        mllm: the model.
+        data: the conversations.
+        max_length: in tokens; None for any length.
+        alone: whether each turn is a conversation of its own, as questions with options are.
 
     Raises:
         DataError, ModelError: names the first conversation that cannot be trained on, and how many there are.
     """
     key = content_hash(
-        VERSION, data.data.fingerprint, len(data), _identity(mllm), max_length, mllm.control_tokens_as_words
+        VERSION, data.data.fingerprint, len(data), _identity(mllm), max_length, mllm.control_tokens_as_words, alone
     )
     file = cache_folder("looked_through") / f"{key}.json"
     if file.exists():
         try:
-            return [str(sentence) for sentence in json.loads(file.read_text())]
-        except ValueError as error:
+            return Problems(**json.loads(file.read_text())).sentences(data.data.name, max_length)
+        except (ValueError, TypeError) as error:
             log.warning("%s is damaged (%s) and is made again", file, one_line(error, 100))
-    warnings = _look_through(mllm, data, max_length).sentences(data.data.name, max_length)
+    problems = _look_through(mllm, data, max_length, alone=alone)
     with atomic_file(file) as partial:
-        partial.write_text(json.dumps(warnings))
-    return warnings
+        partial.write_text(json.dumps(asdict(problems)))
+    return problems.sentences(data.data.name, max_length)
 
 
 def _identity(mllm: MLLM) -> str:
@@ -126,9 +132,11 @@ def _identity(mllm: MLLM) -> str:
     )
 
 
-def _look_through(mllm: MLLM, data: ConversationSet, max_length: int | None) -> Problems:
+def _look_through(mllm: MLLM, data: ConversationSet, max_length: int | None, *, alone: bool) -> Problems:
     """Do the work of `look_through`, without its cache."""
     conversations = data.conversations
+    if alone:
+        conversations = [replace(c, turns=(turn,)) for c in conversations for turn in c.turns]
     sizes = image_sizes(data)
     tokens = VisualLengths(mllm, set(sizes.values()))
     positions = getattr(mllm.config.get_text_config(), "max_position_embeddings", None)
@@ -229,12 +237,22 @@ class VisualLengths:
             raise ModelError(known)
         return known
 
-    def _ask(self, size: Size) -> tuple[int, int] | str:
-        """Let the processor encode an empty image; return both numbers, or its error."""
+    @cached_property
+    def add_up(self) -> bool:
+        """Whether several images of a row add as many tokens as each alone; LLaVA-OneVision's have no tiles then."""
+        known = {size: value[0] for size, value in self._known.items() if not isinstance(value, str)}
+        if not known:
+            return True
+        size = max(known, key=known.__getitem__)
+        return isinstance(two := self._ask(size, 2), str) or two[0] == 2 * known[size]
+
+    def _ask(self, size: Size, images: int = 1) -> tuple[int, int] | str:
+        """Let the processor encode a row of empty images; return both numbers for all of them, or its error."""
         mllm = self._mllm
         try:
-            text = mllm.prompt("?", 1)
-            ids = mllm.process(((Image.new("RGB", size),),), [text], ["?"]).inputs["input_ids"][0].tolist()
+            text = mllm.prompt("?", images)
+            row = (Image.new("RGB", size),) * images
+            ids = mllm.process((row,), [text], ["?"]).inputs["input_ids"][0].tolist()
         except WorkbenchError as error:
             return str(error)
         plain = mllm.processor.tokenizer(text, add_special_tokens=mllm.adds_special([text]))["input_ids"]
@@ -321,6 +339,9 @@ def _lengths(
     )
     for number, (conversation, _, answer_start, added) in enumerate(texts):
         ids = encoded["input_ids"][number]
+        if len(added) > 1 and not tokens.add_up:
+            yield conversation, _encoded_length(mllm, conversation, sizes)
+            continue
         more = sum(count for count, _ in added)
         last_visual = -1
         if added and placeholder in ids:
@@ -328,6 +349,15 @@ def _lengths(
         offsets = encoded["offset_mapping"][number] if "offset_mapping" in encoded else []
         answer = next((n for n, (_, stop) in enumerate(offsets) if stop > answer_start), len(ids)) + more
         yield conversation, Length(len(ids) + more, last_visual, answer)
+
+
+def _encoded_length(mllm: MLLM, conversation: Conversation, sizes: dict[Any, Size]) -> Length:
+    """Return the length of a conversation that is encoded with empty images."""
+    images = [Image.new("RGB", sizes[_size_key(load)]) for load in conversation.loads]
+    batch, labels = encode_conversations(mllm, [images], [conversation.turns])
+    ids = batch.inputs["input_ids"][0]
+    visual = (ids == mllm.config.image_token_id).nonzero().flatten()
+    return Length(len(ids), int(visual[-1]), int((labels[0] != IGNORED).long().argmax()))
 
 
 def _count_cut(

@@ -245,6 +245,16 @@ def test_the_sizes_of_a_released_model_are_those_of_the_real_one(name: str, tmp_
     assert all(line in found.report() for line in (f"{len(ready.train)} to train on", "zero3"))
 
 
+@pytest.mark.slow
+def test_features_of_an_image_are_stored_once(tmp_path: Path) -> None:
+    model, about = build("llava", tmp_path / "m"), rows(1, 0)
+    needed = [
+        plan(read(words(tmp_path, ["--model.name", str(model)], write(tmp_path / str(count), about * count)))).features
+        for count in (1, 5)
+    ]
+    assert needed[0] == needed[1] > 0
+
+
 def test_what_waits_for_the_backward_pass_follows_precision_and_checkpointing() -> None:
     """By hand, for a language model of 2 layers of width 8 that is trained whole, 5 tokens of a vocabulary of 11 and a
     batch of 3."""

@@ -87,6 +87,25 @@ def test_lengths_without_pixels_are_those_of_the_encoded_conversations(name: str
             assert length.visual == (visual[-1] if visual else -1)
 
 
+@pytest.mark.parametrize(("name", "adds_up"), [("llava_onevision", False), ("llava_next", True), ("qwen2_vl", True)])
+def test_lengths_of_rows_with_several_images_are_those_of_the_encoded_ones(
+    name: str, adds_up: bool, tmp_path: Path
+) -> None:
+    """LLaVA-OneVision cuts an image into tiles only where it is alone."""
+    mllm = MLLM.load(str(build(name, tmp_path / "m")), validate=False)
+    extra = [said("<image>\n<image>\nwhat is this ?", image=["0.png", "1.png"])]
+    data = ConversationSet(load_data(f"llava_json:{data_of(tmp_path / 'w', [(200, 150), (60, 90)], extra)}"))
+    sizes = image_sizes(data)
+    tokens = VisualLengths(mllm, set(sizes.values()))
+    assert tokens.add_up == adds_up
+    for own, length in _lengths(mllm, data.conversations, sizes, tokens, [], data):
+        batch, labels = encode_conversations(mllm, [own.images], [own.turns])
+        ids = batch.inputs["input_ids"][0]
+        assert length.whole == len(ids)
+        assert length.visual == int((ids == mllm.config.image_token_id).nonzero().max())
+        assert length.answer == int((labels[0] != IGNORED).long().argmax())
+
+
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_vl", "smolvlm", "internvl"])
 def test_the_arithmetic_is_used_where_it_agrees_with_the_processor(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -203,6 +222,15 @@ def test_a_late_row_that_cannot_be_used_is_named_before_anything_is_written(
         line = refused("trainer", str(empty), *given)
         assert message in line and len(line) < 500 and not (tmp_path / "out").exists(), line
         assert "x.png" in line if make is not None and not more else "13:x" in line, line
+
+
+def test_what_is_remembered_of_a_copy_has_the_name_of_the_copy(tmp_path: Path) -> None:
+    mllm = MLLM.load(str(build("llava", tmp_path / "m")), validate=False)
+    for name in ("old", "new"):
+        file = data_of(tmp_path / name, [(60, 60)])
+        (sentence,) = look_through(mllm, ConversationSet(load_data(f"llava_json:{file}")), 25)
+        assert f"llava_json:{file}" in sentence
+    assert len(list((tmp_path / "cache" / "looked_through").iterdir())) == 1
 
 
 def test_what_was_looked_through_is_remembered_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

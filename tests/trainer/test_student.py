@@ -438,8 +438,20 @@ def test_questions_without_options_are_counted(llava: list[str], tmp_path: Path)
     ready = ConversationSetup.from_recipe(recipe_of([*llava, "--data.val", val]))
     assert len(ready.evaluate().table) == 3
     assert [sentence for sentence in ready.warnings(1) if "options" in sentence] == [
-        f"{val}: 2 of 5 conversations have no options: only their loss is evaluated"
+        f"{val}: 2 of 5 questions are not evaluated, since only those about one image that have options are"
     ]
+
+
+def test_questions_with_options_are_not_cut(llava: list[str], tmp_path: Path) -> None:
+    """They are asked without max_length, so that nothing is said of it."""
+    pytest.importorskip("datasets")
+    noise_image(0).save(tmp_path / "0.png")
+    asked = {"image": "0.png", "question": "what is this ? " * 20, "answer": "cat", "options": ["cat", "dog"]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(asked) + "\n" + json.dumps(asked))
+    words = [*llava, "--data.val", f"hf:{tmp_path / 'q.jsonl'}", "--data.max_length", "50"]
+    ready = ConversationSetup.from_recipe(recipe_of(words))
+    assert len(ready.evaluate().table) == 2
+    assert not [sentence for sentence in ready.warnings(1) if "q.jsonl" in sentence]
 
 
 # --- an assembled LLaVA ---------------------------------------------------------------------------

@@ -316,8 +316,8 @@ def _conversations(recipe: Recipe) -> Plan:
     features = 0
     if recipe.data.features == "cache" and recipe.alignment.aligned and recipe.alignment.target == "vfm":
         width = sum(width for name, width in attached.widths.items() if name != "tower")
-        images_in_all = sum(len(c.loads) for c in train.conversations)
-        features = round(FLOAT * width * images_in_all * sum(tokens_per_image) / len(tokens_per_image))
+        stored = {image for c in train.conversations for image in c.image_ids}  # each once, however often it is shown
+        features = round(FLOAT * width * len(stored) * sum(tokens_per_image) / len(tokens_per_image))
     return Plan(
         recipe,
         sizes,

@@ -35,14 +35,15 @@ def check_conversations(recipe: Recipe, mllm: MLLM, splits: ConversationSplits) 
     _check_model(mllm, recipe.model)
     recipe.alignment.check_layers(mllm.n_layers)
     mllm.control_tokens_as_words = recipe.data.control_tokens == "words"
-    for data in splits.all:
-        _check_texts(mllm, data, recipe.data.max_length)
+    questions = [_questions_with_options(mllm, data) for data in splits.evaluated]
+    for data, asked in zip(splits.all, [False, *map(bool, questions)], strict=True):
+        _check_texts(mllm, data, recipe.data.max_length, asked=asked)
     if recipe.alignment.changes_layers and not any(c.loads for c in splits.train.conversations):
         count, name = len(splits.train), splits.train.data.name
         raise ConfigError(
             f"none of the {count} conversations of {name} has an image: expected some, or alignment.objective none"
         )
-    return [_questions_with_options(mllm, data) for data in splits.evaluated]
+    return questions
 
 
 def _check_model(mllm: MLLM, config: ModelConfig) -> None:
@@ -61,10 +62,20 @@ def _check_model(mllm: MLLM, config: ModelConfig) -> None:
         )
 
 
-def _check_texts(mllm: MLLM, data: ConversationSet, max_length: int | None) -> None:
-    """Check all texts, and that `max_length` does not cut off the answers of all the first conversations of a kind."""
+def _check_texts(mllm: MLLM, data: ConversationSet, max_length: int | None, *, asked: bool) -> None:
+    """Check all texts, and that `max_length` does not cut off the answers of all the first conversations of a kind.
+
+    Args:
+        mllm: the model.
+        data: the conversations.
+        max_length: in tokens; None for any length.
+        asked: whether each question is asked alone, without `max_length`, since it has options.
+    """
+    max_length = None if asked else max_length
     if distributed.is_main():  # an error on the main rank ends the others too
-        data.preflight_warnings = look_through(mllm, data, max_length)
+        data.preflight_warnings += look_through(mllm, data, max_length, alone=asked)
+    if asked:
+        return
     for with_image in (True, False):
         first = [c for c in data.conversations if bool(c.loads) == with_image][:CONVERSATIONS_CHECKED]
         has_answer = [
@@ -93,9 +104,11 @@ def _questions_with_options(mllm: MLLM, split: ConversationSet) -> list[list[Sam
         )
     if not (count := sum(bool(sample.options) for sample in data)):
         return []
-    if rest := len(split) - count:
+    turns = sum(len(conversation.turns) for conversation in split.conversations)
+    if rest := turns - count:
         split.preflight_warnings.append(
-            f"{shown(data.name)}: {rest} of {len(split)} conversations have no options: only their loss is evaluated"
+            f"{shown(data.name)}: {rest} of {turns} questions are not evaluated, since only those about one image that"
+            " have options are"
         )
     scenes = questions_of(data.scenes)
     Options(mllm, [sample for scene in scenes for sample in scene])  # raises if the options cannot be scored

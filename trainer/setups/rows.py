@@ -59,8 +59,9 @@ class Rows:
         """Find for each stored row the current row that takes its place.
 
         If there are as many current rows as stored ones, each takes the place of the one with its number, changed or
-        not. If there are fewer, all of them must be stored rows, in the same order. The place of a stored row that is
-        gone is taken by the next current row of its kind (with or without an image), or else by the first of its kind.
+        not, but not if it is another stored row. If there are fewer, all of them must be stored rows, in the same
+        order. The place of a stored row that is gone is taken by the next current row of its kind (with or without an
+        image), or else by the first of its kind.
 
         Args:
             name: name of the data set, for messages.
@@ -69,10 +70,17 @@ class Rows:
             The number of the current row for each stored one, and how many stored rows are gone.
 
         Raises:
-            RunError: there are new rows, or no row of the kind of one that is gone.
+            RunError: there are new rows, rows in another order, or no row of the kind of one that is gone.
         """
         n_stored, n_current = len(stored.digests), len(self.digests)
         if n_stored == n_current:
+            moved = (self.digests != stored.digests) & np.isin(self.digests, stored.digests)
+            if moved.any():
+                raise RunError(
+                    f"row {int(moved.argmax()) + 1} of the {n_current} conversations now in {name} is another one of"
+                    " those that the run was started with: expected each in its place. Where rows are drawn at random,"
+                    " leave one out with drop=ROW, but do not delete it; under a weight that is no whole number, repair it"
+                )
             return list(range(n_stored)), 0
         numbers, current = [], 0
         for digest in stored.digests.tolist():

@@ -74,12 +74,10 @@ def hf(
     dropped = row_numbers(options["drop"])
     check_dropped(path, dropped - set(range(1, len(table) + 1)))
     # of each row, the paths or the embedded images
-    sources = [
-        () if number in dropped else row
-        for number, row in enumerate(image_sources(table, image_column, path, root), start=1)
-    ]
+    sources = image_sources(table, image_column, path, root)
     files = image_files(root, {source for row in sources for source in row if isinstance(source, str)})
-    if lost := [source for row in sources for source in row if isinstance(source, str) and source not in files]:
+    needed = [s for number, row in enumerate(sources, 1) if number not in dropped for s in row if isinstance(s, str)]
+    if lost := [source for source in needed if source not in files]:
         raise DataError(f"{missing(Path(path).name, root, lost)}: expected all of them")
     rows, notes = _rows(
         table,
@@ -93,9 +91,15 @@ def hf(
     )
     stored = stored_images(root, files)
     images = [
-        tuple(stored[source] if isinstance(source, str) else source for source in sources[row.index]) for row in rows
+        tuple(
+            stored[source] if isinstance(source, str) else source
+            for source in sources[row.index]
+            if source in stored or isinstance(source, StoredImage)  # those of a row that is left out may be gone
+        )
+        for row in rows
     ]
-    chosen = choose(images, limit, seed if draw is None else draw, decode, path)
+    without = {number for number, row in enumerate(rows) if row.index + 1 in dropped}
+    chosen = choose(images, limit, seed if draw is None else draw, decode, path, without)
     conversations, samples = [], []
     for number, loads in chosen:
         row = rows[number]
@@ -136,7 +140,7 @@ def _rows(
     *,
     skip: bool,
 ) -> tuple[list[_Row], Notes]:
-    """Return the usable rows, and notes on the others.
+    """Return the usable rows, those to be left out among them, and notes on the others.
 
     Args:
         table: the table.
@@ -155,15 +159,15 @@ def _rows(
     rows: list[_Row] = []
     broken: list[str] = []
     for index, row_images in enumerate(images):
-        if index + 1 in dropped:
-            notes.add("left out by drop", f"row {index + 1}")
-            continue
+        where, count = f"row {index + 1}", len(row_images)
+        if drop := index + 1 in dropped:
+            notes.add("left out by drop", where)
         try:
-            where, count = f"row {index + 1}", len(row_images)
-            rows.append(_row(where, index, texts[index], count, image_column, chat, reading, notes))
+            own = Notes() if drop else notes
+            rows.append(_row(where, index, texts[index], count, image_column, chat, reading, own))
         except DataError as error:
-            broken.append(str(error))
-    check_broken(name, broken, len(rows), notes, skip=skip)
+            broken += [] if drop else [str(error)]
+    check_broken(name, broken, sum(row.index + 1 not in dropped for row in rows), notes, skip=skip)
     return rows, notes
 
 

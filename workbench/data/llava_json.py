@@ -92,29 +92,37 @@ def llava_json(
     notes, dropped = Notes(), row_numbers(options["drop"])
     rows: list[Row] = []
     broken: list[str] = []
-    for number, row in progress_bar(f"rows of {file.name}", _rows(file), unit="row", leave=False):
-        if number in dropped:
-            dropped.discard(number)
+    left_out: set[str] = set()  # rows that `drop` names; they take part in every draw, so that it stays the same
+    numbered = _rows(file)
+    check_dropped(file, dropped - {number for number, _ in numbered})
+    for number, row in progress_bar(f"rows of {file.name}", numbered, unit="row", leave=False):
+        if drop := number in dropped:
             notes.add("left out by drop", f"row {number}")
-            continue
         try:
-            rows.append(_row(number, _parsed(number, row) if isinstance(row, Line) else row, root, notes))
+            parsed = _parsed(number, row) if isinstance(row, Line) else row
+            rows.append(_row(number, parsed, root, Notes() if drop else notes))
         except DataError as error:
-            broken.append(str(error))
-    check_dropped(file, dropped)
-    check_broken(file, broken, len(rows), notes, skip=options["broken"] == "skip")
+            broken += [] if drop else [str(error)]
+            continue
+        left_out |= {rows[-1][0]} if drop else set()
+    check_broken(file, broken, len(rows) - len(left_out), notes, skip=options["broken"] == "skip")
     if options["split"] != "all":
         rows = _part(file, rows, options["split"], options["held"], notes)
-    paths = [source for _, sources, _ in rows for source in sources if isinstance(source, str)]
-    files = image_files(root, set(paths))
+    files = image_files(root, {source for _, sources, _ in rows for source in sources if isinstance(source, str)})
+    paths = [s for name, sources, _ in rows if name not in left_out for s in sources if isinstance(s, str)]
     if lost := [path for path in paths if path not in files]:
         rows = _without_missing(rows, files, missing(file.name, root, lost), notes, skip=options["missing"] == "skip")
     stored = stored_images(root, files)
     images = [
-        tuple(stored[s] if isinstance(s, str) else embedded_image(s, f"of row {name}") for s in sources)
+        tuple(
+            stored[s] if isinstance(s, str) else embedded_image(s, f"of row {name}")
+            for s in sources
+            if s in stored or isinstance(s, bytes)  # the images of a row that is left out may be gone
+        )
         for name, sources, _ in rows
     ]
-    chosen = choose(images, limit, seed if draw is None else draw, decode, file.name)
+    without = {number for number, (name, _, _) in enumerate(rows) if name in left_out}
+    chosen = choose(images, limit, seed if draw is None else draw, decode, file.name, without)
     conversations = [
         Conversation(rows[row][0], rows[row][2], loads, tuple(image.image_id for image in loads))
         for row, loads in chosen

@@ -6,7 +6,7 @@ stored bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -67,7 +67,12 @@ def places_of(rows: Sequence[Sequence[StoredImage]]) -> list[Hashable]:
 
 
 def choose(
-    rows: Sequence[Sequence[StoredImage]], limit: int | None, seed: int, decode: bool | None, what: str
+    rows: Sequence[Sequence[StoredImage]],
+    limit: int | None,
+    seed: int,
+    decode: bool | None,
+    what: str,
+    without: Container[int] = (),
 ) -> list[tuple[int, tuple[StoredImage, ...]]]:
     """Return the rows that show a random `limit` of the images, or all rows: (number, images).
 
@@ -80,6 +85,8 @@ def choose(
         decode: whether to decode the images and identify them by their pixels; by default if there is a limit, or if
             there are at most 10,000 images.
         what: the data set's name, for the progress bar.
+        without: numbers of rows that are drawn like the others and then left out, so that the others are the same as
+            without this argument. Their images are not read.
     """
     places = places_of(rows)
     if decode is None:
@@ -87,10 +94,12 @@ def choose(
     known: dict[str, bytes] = {}
 
     def identify(row: int) -> Hashable:
+        if row in without:
+            return row
         known.update((image.place, image_hash(image())) for image in rows[row] if image.place not in known)
         return tuple(known[image.place] for image in rows[row]) or row
 
-    chosen = rows_of_images(places, limit, seed, identify if decode else None)
+    chosen = [row for row in rows_of_images(places, limit, seed, identify if decode else None) if row not in without]
     if decode:
         unknown = {image.place: image for row in chosen for image in rows[row] if image.place not in known}
         known.update(zip(unknown, hashes_of(list(unknown.values()), len(unknown), what), strict=True))

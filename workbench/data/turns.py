@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from workbench.data.base import IMAGE_MARK
+from workbench.data.images import shown
 from workbench.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ def turns_of(
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise DataError(f"{where} has no list of messages")
     texts: list[str] = []
+    unread: set[str] = set()
     for number, message in enumerate(messages, start=1):
         kind = SPEAKERS.get(str(message.get(speaker))) if isinstance(message, Mapping) else None
         if kind is None or not isinstance(message.get(text), str):
@@ -128,6 +130,7 @@ def turns_of(
                 f"{where}, message {number}: expected `{speaker}` {roles} and `{text}` a text, found {actual}"
             )
         check_characters(f"{where}, message {number}", message[text])
+        unread |= {name for name in message.keys() - {speaker, text} if not is_empty(message[name])}
         if not texts and kind == "answer":
             notes.add("an answer before the first question is left out", where)
             continue
@@ -139,6 +142,8 @@ def turns_of(
         if kind == "answer" and not message[text].strip():
             raise DataError(f"{where}, message {number} is an empty answer: expected words to learn")
         texts.append(message[text])
+    for name in unread:
+        notes.add(f"`{shown(name, 40)}` of a message is not read", where)
     if len(texts) % 2 and len(texts) > 1:
         notes.add("a question after the last answer is left out", where)
     turns = list(zip(texts[::2], texts[1::2], strict=False))

@@ -94,6 +94,13 @@ def test_what_is_no_medium_is_not_refused_but_counted(tmp_path: Path, caplog: py
     ]
 
 
+def test_keys_of_a_message_are_counted_by_row(tmp_path: Path) -> None:
+    """Other trainers leave out the turns that such a key marks; here all of them are trained on."""
+    messages = [{"from": "human", "value": "what ?"}, {"from": "gpt", "value": "a", "loss": False, "name": ""}]
+    data = llava(tmp_path, {"conversations": messages * 2}, {"conversations": said("what ?")})
+    assert data.left_out == ("`loss` of a message is not read: 1 row, first row 1",)
+
+
 def test_placeholders_between_words_keep_their_places() -> None:
     assert (
         place_images("row 1", "<image>\nwhat ?", 1)
