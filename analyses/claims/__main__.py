@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     if not options.runs:
         raise ConfigError("no runs given: expected --runs FOLDER ..., such as --runs runs/data_efficiency")
     for folder in options.runs:
-        if not folder.is_dir():
+        if not folder.is_dir() and not options.commands:  # they may be made by what `--commands` prints
             raise RunError(
                 f"{folder} is not a folder: expected one that holds trainings, such as"
                 f" runs/data_efficiency{did_you_mean(str(folder))}"

@@ -79,7 +79,8 @@ class Rows:
                 raise RunError(
                     f"row {int(moved.argmax()) + 1} of the {n_current} conversations now in {name} is another one of"
                     " those that the run was started with: expected each in its place. Where rows are drawn at random,"
-                    " leave one out with drop=ROW, but do not delete it; under a weight that is no whole number, repair it"
+                    " leave one out with drop=ROW, and do not delete it; under a weight that is no whole number, repair"
+                    " it"
                 )
             return list(range(n_stored)), 0
         numbers, current = [], 0

@@ -10,7 +10,10 @@ from workbench.claims.shown import EXPLAINED, TITLE, count_verdicts, display_tab
 from workbench.claims.verdicts import VERDICTS
 from workbench.dashboard.site import Site, choice, choices, plain
 
-EMPTY = "No ledger is stored yet. Run `python -m analyses.claims --runs runs/data_efficiency`."
+EMPTY = (
+    "No ledger is stored yet. Try `python -m analyses.claims --runs docs/results/data_efficiency`, which judges the"
+    " published runs."
+)
 
 
 def page(site: Site) -> None:

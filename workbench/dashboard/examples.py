@@ -153,7 +153,7 @@ def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataF
     if by in shown:
         without = int(shown[by].isna().sum())
         if without:
-            st.caption(f"{without:,} questions have no such number of their image and are left out.")
+            st.caption(f"{without:,} questions are left out, because this number is not stored for their image.")
         shown = shown.dropna(subset=[by]).sort_values(by, ascending=not descending, kind="stable")
     return shown.reset_index(drop=True), by
 

@@ -146,7 +146,7 @@ def _charts(site: Site, story: Story) -> None:
                     seeds_of(site, story.answered.pair.keys),
                     _over(story.answered.by_type),
                 ),
-                below="95 % intervals, each for itself; gray where the interval has 0 in it.",
+                below="95 % intervals, not corrected for the number of types; gray where the interval includes 0.",
             )
     alignment = story.alignment
     if alignment is not None:

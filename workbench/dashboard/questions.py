@@ -244,8 +244,8 @@ def _difference(
     table = _changes(measure.key, pair, runs, stamps)
     if table.empty:
         st.info(
-            "This measure is not stored of both models such that it can be compared: with the same options and images,"
-            " and where its chance level depends on them, the same number of visual tokens or the same words."
+            "This measure cannot be compared: it must be stored for both models with the same options and images and,"
+            " where its chance level depends on them, the same number of visual tokens or the same words."
         )
         return
     at = table[table["layer"] == layer]

@@ -83,7 +83,7 @@ def _accuracy(story: Story, models: Models, keys: Sequence[str]) -> str:
     if story.answered is not None:
         first, second = map(escape, story.pair.names)
         parts += [f"<h3>By question type: {second} minus {first}</h3>", html_figure(types_chart(story), "types")]
-        parts += [_quiet("95 % intervals, each for itself; gray where the interval has 0 in it.")]
+        parts += [_quiet("95 % intervals, not corrected for the number of types; gray where the interval includes 0.")]
         names = dict(zip(("first", "second"), story.answered.pair.names, strict=True)) | {"score": "difference"}
         parts += [html_table(story.answered.by_type.rename(columns=names), "accuracy-by-type")]
     rows = model_rows(Models({key: models.by_key[key] for key in keys}), keys[0])

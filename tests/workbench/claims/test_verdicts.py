@@ -802,11 +802,12 @@ def test_the_projects_ledger_without_runs(tmp_path: Path) -> None:
     printed = command("--runs", tmp_path / "empty", "--output_dir", tmp_path / "out")
     assert "reproduced" not in printed.splitlines()[-2]
     assert "no runs yet" in printed.splitlines()[-2]
-    lines = command("--runs", tmp_path / "empty", "--commands").splitlines()
-    assert lines == [
-        f"python -m trainer.sweep trainer/sweeps/{name}.yaml"
-        for name in ("data_efficiency", "scarce_photos", "scarce_easy_vqa", "rivals")
-    ]
+    for folder in ("empty", "missing"):  # which the printed commands may make
+        lines = command("--runs", tmp_path / folder, "--commands").splitlines()
+        assert lines == [
+            f"python -m trainer.sweep trainer/sweeps/{name}.yaml"
+            for name in ("data_efficiency", "scarce_photos", "scarce_easy_vqa", "rivals")
+        ]
 
 
 def test_the_commands_in_the_docs(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_an_analysis_of_other_images_is_no_order_and_an_older_one_of_these_image
     table = app.dataframe[1].value
     assert len(table) == 20  # two questions about each of ten images
     assert table["number"].tolist() == pytest.approx([0.1 * i for i in range(9, -1, -1) for _ in range(2)])
-    assert "20 questions have no such number" in text_of(app)
+    assert "20 questions are left out, because this number is not stored for their image" in text_of(app)
     for run in two.glob("cknna-*"):
         if "2026-02-15" in (run / "run.json").read_text():
             shutil.rmtree(run)
