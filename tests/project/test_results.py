@@ -113,3 +113,24 @@ def test_tables_of_a_sweep_are_those_of_its_exported_runs(sweep: str, exported: 
             assert accuracy == printed(row, ACCURACY), label
             assert difference == ("" if label == "baseline" else printed(row, DIFFERENCE, "+")), label
     assert len(rows) >= 3
+
+
+# --- a pretrained language model ------------------------------------------------------------------
+
+
+def test_the_runs_with_a_pretrained_language_model_are_those_exported() -> None:
+    """The page has one row for each exported run, with its accuracy."""
+    exported = ROOT / "docs" / "results" / "scarce_smol"
+    spec = parse(
+        Sweep,
+        ["--report", "--exported", str(exported)],
+        prog="",
+        description="",
+        recipe=ROOT / "trainer" / "sweeps" / "scarce_smol.yaml",
+    )
+    runs = finished(spec)
+    rows = re.findall(r"^\| `([a-z]+-s\d+)` \| (\.\d+) ", (ROOT / "docs" / "results" / "smol.md").read_text(), re.M)
+    types = {str(job): [score.right / score.n for score in result.last.types.values()] for job, result in runs}
+    assert dict(rows) == {name: f"{sum(each) / len(each):.3f}".lstrip("0") for name, each in types.items()}
+    assert {result.environment["git"][:7] for _, result in runs} == {"ec1dba7"}
+    assert len({result.last.asked for _, result in runs}) == 1
