@@ -2,7 +2,7 @@
 
 python -m benchmarks.trainer            # the toy LLaVA of the recipes, about 4 minutes on 2 cores
 python -m benchmarks.trainer --small    # a small model, to check that it works
-python -m benchmarks.trainer --smol     # SmolLM2-135M as in scarce_smol_baseline.yaml, about 3 minutes on 2 cores
+python -m benchmarks.trainer --smol     # SmolLM2-135M as in scarce_smol_baseline.yaml but in float32, about 3 minutes
 
 With `--smol`, the baseline is compared with one that predicts at every position of its large vocabulary, and drops all
 predictions but those of the answers.

@@ -60,11 +60,14 @@ def main(argv: list[str]) -> None:
     if not options.runs:
         raise ConfigError("no runs given: expected --runs FOLDER ..., such as --runs runs/data_efficiency")
     for folder in options.runs:
-        if not folder.is_dir() and not options.commands:  # they may be made by what `--commands` prints
+        if folder.is_dir():
+            continue
+        if not options.commands:
             raise RunError(
                 f"{folder} is not a folder: expected one that holds trainings, such as"
                 f" runs/data_efficiency{did_you_mean(str(folder))}"
             )
+        sys.stderr.write(f"{folder} does not exist yet{did_you_mean(str(folder))}\n")  # the printed commands make it
     file = options.claims or Path(next(iter(import_module("analyses").__path__))) / "claims.yaml"
     ledger = read_ledger(file)
     check_measures(ledger, str(file))

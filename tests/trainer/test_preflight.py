@@ -98,8 +98,8 @@ def test_lengths_of_rows_with_several_images_are_those_of_the_encoded_ones(
     sizes = image_sizes(data)
     tokens = VisualLengths(mllm, set(sizes.values()))
     assert tokens.add_up == adds_up
-    for own, length in _lengths(mllm, data.conversations, sizes, tokens, [], data):
-        batch, labels = encode_conversations(mllm, [own.images], [own.turns])
+    for conversation, length in _lengths(mllm, data.conversations, sizes, tokens, [], data):
+        batch, labels = encode_conversations(mllm, [conversation.images], [conversation.turns])
         ids = batch.inputs["input_ids"][0]
         assert length.whole == len(ids)
         assert length.visual == int((ids == mllm.config.image_token_id).nonzero().max())

@@ -159,14 +159,15 @@ def _rows(
     rows: list[_Row] = []
     broken: list[str] = []
     for index, row_images in enumerate(images):
-        where, count = f"row {index + 1}", len(row_images)
-        if drop := index + 1 in dropped:
+        where, count, is_dropped = f"row {index + 1}", len(row_images), index + 1 in dropped
+        if is_dropped:
             notes.add("left out by drop", where)
+        unread = Notes() if is_dropped else notes
         try:
-            own = Notes() if drop else notes
-            rows.append(_row(where, index, texts[index], count, image_column, chat, reading, own))
+            rows.append(_row(where, index, texts[index], count, image_column, chat, reading, unread))
         except DataError as error:
-            broken += [] if drop else [str(error)]
+            if not is_dropped:
+                broken.append(str(error))
     check_broken(name, broken, sum(row.index + 1 not in dropped for row in rows), notes, skip=skip)
     return rows, notes
 

@@ -96,22 +96,26 @@ def llava_json(
     numbered = _rows(file)
     check_dropped(file, dropped - {number for number, _ in numbered})
     for number, row in progress_bar(f"rows of {file.name}", numbered, unit="row", leave=False):
-        if drop := number in dropped:
+        is_dropped = number in dropped
+        if is_dropped:
             notes.add("left out by drop", f"row {number}")
         try:
             parsed = _parsed(number, row) if isinstance(row, Line) else row
-            rows.append(_row(number, parsed, root, Notes() if drop else notes))
+            rows.append(_row(number, parsed, root, Notes() if is_dropped else notes))
         except DataError as error:
-            broken += [] if drop else [str(error)]
-            continue
-        left_out |= {rows[-1][0]} if drop else set()
+            if not is_dropped:
+                broken.append(str(error))
+        else:
+            if is_dropped:
+                left_out.add(rows[-1][0])
     check_broken(file, broken, len(rows) - len(left_out), notes, skip=options["broken"] == "skip")
     if options["split"] != "all":
         rows = _part(file, rows, options["split"], options["held"], notes)
     files = image_files(root, {source for _, sources, _ in rows for source in sources if isinstance(source, str)})
     paths = [s for name, sources, _ in rows if name not in left_out for s in sources if isinstance(s, str)]
     if lost := [path for path in paths if path not in files]:
-        rows = _without_missing(rows, files, missing(file.name, root, lost), notes, skip=options["missing"] == "skip")
+        report = missing(file.name, root, lost)
+        rows = _without_missing(rows, left_out, files, report, notes, skip=options["missing"] == "skip")
     stored = stored_images(root, files)
     images = [
         tuple(
@@ -312,14 +316,17 @@ def check_broken(source: Path | str, broken: list[str], whole: int, notes: Notes
     notes.say(f"{count} of {len(broken) + whole} {'is' if len(broken) == 1 else 'are'} left out, first {broken[0]}")
 
 
-def _without_missing(rows: list[Row], files: Container[str], report: str, notes: Notes, *, skip: bool) -> list[Row]:
-    """Return the rows whose images all exist.
+def _without_missing(
+    rows: list[Row], dropped: Container[str], files: Container[str], report: str, notes: Notes, *, skip: bool
+) -> list[Row]:
+    """Return the rows whose images all exist; the note does not count those that are `dropped` anyway.
 
     Raises:
         DataError: `skip` is false, or no row is left; `report` says which images are missing.
     """
     complete = [row for row in rows if all(path in files for path in row[1] if isinstance(path, str))]
-    if not skip or not complete:
+    before, after = (sum(name not in dropped for name, _, _ in these) for these in (rows, complete))
+    if not skip or not after:
         raise DataError(f"{report}: expected all of them, or the option missing=skip to leave their rows out")
-    notes.say(f"{report}: {len(rows) - len(complete)} of {len(rows)} rows are left out")
+    notes.say(f"{report}: {before - after} of {before} rows are left out")
     return complete

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from workbench.data.images import StoredImage, image_hash, shown
+from workbench.errors import DataError
 from workbench.processes import cores
 from workbench.progress import progress_bar
 
@@ -86,7 +87,7 @@ def choose(
             there are at most 10,000 images.
         what: the data set's name, for the progress bar.
         without: numbers of rows that are drawn like the others and then left out, so that the others are the same as
-            without this argument. Their images are not read.
+            without this argument. Their images need not be readable.
     """
     places = places_of(rows)
     if decode is None:
@@ -94,9 +95,12 @@ def choose(
     known: dict[str, bytes] = {}
 
     def identify(row: int) -> Hashable:
-        if row in without:
-            return row
-        known.update((image.place, image_hash(image())) for image in rows[row] if image.place not in known)
+        try:
+            known.update((image.place, image_hash(image())) for image in rows[row] if image.place not in known)
+        except DataError:
+            if row in without:
+                return row
+            raise
         return tuple(known[image.place] for image in rows[row]) or row
 
     chosen = [row for row in rows_of_images(places, limit, seed, identify if decode else None) if row not in without]

@@ -72,6 +72,29 @@ def test_the_image_of_a_row_that_is_left_out_may_be_gone(kind: str, file: Path, 
     assert answers(f"{spec}?drop={ROW}", 15, decode=True) == [a for a in whole if a != f"cat {ROW - 1}"]
 
 
+def test_equal_images_of_a_row_that_is_left_out_count_once(file: Path, tmp_path: Path) -> None:
+    """The same pixels in several files are one image of the limit, whether one of their rows is dropped or not."""
+    for n in range(COUNT):
+        noise_image(n // 2, 8, 8).save(tmp_path / f"{n}.png")
+    (tmp_path / "mix.json").write_bytes(file.read_bytes())
+    spec = f"llava_json:{tmp_path / 'mix.json'}"
+    whole = answers(spec, 8, decode=True)
+    assert len(whole) > 8
+    for row in range(1, COUNT + 1):
+        assert answers(f"{spec}?drop={row}", 8, decode=True) == [a for a in whole if a != f"cat {row - 1}"]
+
+
+def test_a_row_that_is_left_out_is_not_counted_as_missing_too(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "mix.json").write_bytes(file.read_bytes())
+    for n in range(2, COUNT):
+        (tmp_path / f"{n}.png").write_bytes((file.parent / f"{n}.png").read_bytes())
+    data = load_data(f"llava_json:{tmp_path / 'mix.json'}?missing=skip&drop=1,{ROW}")
+    assert len(data.conversations) == COUNT - 3
+    assert any(sentence.endswith(f": 1 of {COUNT - 2} rows are left out") for sentence in data.left_out)
+    with pytest.raises(DataError, match=r"2 images of mix\.json are not below"):
+        load_data(f"llava_json:{tmp_path / 'mix.json'}?missing=skip&drop={','.join(map(str, range(3, COUNT + 1)))}")
+
+
 def test_a_row_that_cannot_be_read_can_be_left_out(file: Path, tmp_path: Path) -> None:
     lines = [json.dumps(row) for row in json.loads(file.read_text())]
     lines[ROW - 1] = "{broken"
