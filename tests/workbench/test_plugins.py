@@ -108,7 +108,9 @@ def test_each_kind_works_by_its_name(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_plugins_analysis_runs_as_any_other_and_its_key_knows_its_code(site: Path, tmp_path: Path) -> None:
+def test_a_plugins_analysis_runs_as_any_other_and_its_key_knows_its_code(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny.build("llava", tmp_path / "llava")
     where = Where(model=(str(model),), output_dir=tmp_path / "runs")
     analysis = load_analysis("acme_scores")
@@ -120,12 +122,14 @@ def test_a_plugins_analysis_runs_as_any_other_and_its_key_knows_its_code(site: P
     assert first.record["packages"]["acme-viral"] == "1.2"
     (again,) = execute(analysis, analysis.config(data="plain:", limit=2), where, []).values()
     assert again.key == first.key
-    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert len(list((tmp_path / "runs").glob("acme_scores-*"))) == 1
     (site / "acme_viral" / "__init__.py").write_text("# another line of code\n")
     module._code_hash.cache_clear()
+    monkeypatch.setattr(sys.modules["acme_viral.things"], "METRICS", {"acme_cosine": lambda x, y: 7.0})
     (changed,) = execute(analysis, analysis.config(data="plain:", limit=2), where, []).values()
     assert changed.key != first.key
-    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert changed.tables["scores"]["score"].tolist() == pytest.approx([7.0, 7.0]), "not the chunks of the old code"
+    assert len(list((tmp_path / "runs").glob("acme_scores-*"))) == 2
 
 
 def test_what_is_used_is_in_the_key_and_nothing_else(site: Path) -> None:

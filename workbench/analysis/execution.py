@@ -21,6 +21,7 @@ from workbench.files import check_can_make
 from workbench.hashing import libraries
 from workbench.mllm import MLLM
 from workbench.models import check_revision, is_folder, named_models
+from workbench.plugins import identities
 from workbench.ranks import Ranks
 from workbench.records import RunRecord
 from workbench.runs import Run
@@ -106,7 +107,9 @@ def stored_run(
     folder = runs.folder_of(root, analysis.name, key)
     if not folder.exists():
         without_limit = {name: value for name, value in question.items() if name != "limit"}
-        depends = [analysis.name, analysis.version, without_limit, mllm.fingerprint, libraries()]
+        depends: list[Any] = [analysis.name, analysis.version, without_limit, mllm.fingerprint, libraries()]
+        if used_plugins := identities(analysis.name, question):
+            depends.append(used_plugins)
         chunks = Chunks(root / CHUNKS / analysis.name, depends, ranks, folder.exists)
         started = time.monotonic()
         try:

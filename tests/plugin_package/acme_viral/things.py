@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workbench.analysis.chunks import Chunk, Part, joined
 from workbench.analysis.declaration import Analysis, Context, DataOptions, Result
 from workbench.data import Dataset, Sample
 from workbench.metrics import METRICS, Metric
@@ -109,9 +110,13 @@ class Config(DataOptions):
 
 def run(config: Config, context: Context) -> Result:
     vfm, metric = load_vfm(config.vfm), METRICS.get(config.metric)
-    features = [vfm([image]).tokens()[0] for image in (sample.image for sample in context.data)]
-    rows = [{"image": number, "score": metric(own, own)} for number, own in enumerate(features)]
-    return Result({"scores": pd.DataFrame(rows)})
+
+    def scores(chunk: Chunk[Sample]) -> Part:
+        features = [vfm([sample.image]).tokens()[0] for sample in chunk.items]
+        rows = [{"image": chunk.start + number, "score": metric(own, own)} for number, own in enumerate(features)]
+        return Part({"scores": pd.DataFrame(rows)})
+
+    return Result({"scores": joined(context.map("scores", list(context.data), scores), "scores")})
 
 
 def summary(found: Mapping[str, Run]) -> pd.DataFrame:
