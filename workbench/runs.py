@@ -86,24 +86,22 @@ def after_final_norm(runs: Mapping[str, Run]) -> dict[str, bool]:
     return {label: bool(run.extra.get("config", {}).get("final_norm", False)) for label, run in runs.items()}
 
 
-def comparable(runs: Mapping[str, Run], options: Sequence[str], *, all_images: bool = False) -> dict[str, Run]:
+def comparable(runs: Mapping[str, Run], options: Sequence[str]) -> dict[str, Run]:
     """Return the runs whose values of single images may be paired with those of the first run.
 
-    They are of the same data set, since equal ids name other images elsewhere, and have the same options.
+    They have the same options and exactly the same data. Equal names are not enough: the images of a folder may have
+    been replaced since.
 
     Args:
         runs: stored runs by label.
-        options: names of the options that the value of an image depends on.
-        all_images: whether it depends on the other images too, which must then be the same.
+        options: names of the options that the values depend on.
     """
 
     def same(run: Run, first: Run) -> bool:
         ours, theirs = (each.extra.get("config", {}) for each in (run, first))
-        if any(ours.get(name) != theirs.get(name) for name in options):
-            return False
-        if run.extra.get("data_fingerprint") == first.extra.get("data_fingerprint"):
-            return True
-        return not all_images and all(ours.get(name) == theirs.get(name) for name in ("data", "data_seed"))
+        return run.extra.get("data_fingerprint") == first.extra.get("data_fingerprint") and all(
+            ours.get(name) == theirs.get(name) for name in options
+        )
 
     first = next(iter(runs.values()))
     return {label: run for label, run in runs.items() if same(run, first)}

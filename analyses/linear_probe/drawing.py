@@ -45,7 +45,7 @@ def differences(runs: Mapping[str, Run]) -> pd.DataFrame:
     Models that were probed on other images or with other options of the probes are left out. p-values are
     Holm-corrected over the layers of a target.
     """
-    of_all = {label: run.tables["per_image"] for label, run in comparable(runs, PROBES, all_images=True).items()}
+    of_all = {label: run.tables["per_image"] for label, run in comparable(runs, PROBES).items()}
     tables = {label: table[table["source"] == "model"] for label, table in of_all.items()}
     seed = int(next(iter(runs.values())).record["seed"])
     return paired_differences(tables, by=("target", "layer"), within=("target",), seed=seed)
