@@ -14,7 +14,7 @@ from workbench.capture.hidden_states import read
 from workbench.data.base import Sample
 from workbench.errors import DataError, UnknownNameError
 from workbench.mllm.base import MLLM
-from workbench.mllm.family import VisualTokens
+from workbench.mllm.family import Batch, VisualTokens
 
 Scene = Sequence[Sample]
 """The questions about one image."""
@@ -40,13 +40,32 @@ def survey(
     """
     visual_tokens, features = [], []
     for start in range(0, len(scenes), batch_size):
-        first_questions = [scene[0] for scene in scenes[start : start + batch_size]]
-        batch = mllm.encode([s.image for s in first_questions], [s.question for s in first_questions])
+        batch = _first_questions(mllm, scenes[start : start + batch_size])
         visual_tokens += mllm.token_grids(batch)
         if encoder:
-            activations = read(mllm, batch, layers=[0], encoder=True)
-            features += [sample.encoder_features for sample in activations if sample.encoder_features is not None]
+            features += _encoder_features(mllm, batch)
     return visual_tokens, features
+
+
+def encoder_features(mllm: MLLM, scenes: Sequence[Scene], batch_size: int) -> list[Float[Tensor, "_token f"]]:
+    """Return what the projector receives for each scene's image, whether or not its visual tokens form a grid.
+
+    See `survey`.
+    """
+    features = []
+    for start in range(0, len(scenes), batch_size):
+        features += _encoder_features(mllm, _first_questions(mllm, scenes[start : start + batch_size]))
+    return features
+
+
+def _first_questions(mllm: MLLM, scenes: Sequence[Scene]) -> Batch:
+    first = [scene[0] for scene in scenes]
+    return mllm.encode([sample.image for sample in first], [sample.question for sample in first])
+
+
+def _encoder_features(mllm: MLLM, batch: Batch) -> list[Float[Tensor, "_token f"]]:
+    activations = read(mllm, batch, layers=[0], encoder=True)
+    return [sample.encoder_features for sample in activations if sample.encoder_features is not None]
 
 
 def grids_of(parts: Sequence[VisualTokens]) -> tuple[Grid, ...]:

@@ -22,7 +22,7 @@ from workbench.mllm.logits import logits_at_end, positions_to_keep
 from workbench.scoring.options import Options
 from workbench.scoring.prefixes import Change as Change
 from workbench.scoring.prefixes import Memory, Prefixes, can_share
-from workbench.scoring.questions import Scene, survey
+from workbench.scoring.questions import Scene, encoder_features
 
 
 class Quiz:
@@ -261,7 +261,7 @@ class Quiz:
         if any(not torch.equal(prompt[:cut], starts[n]) for prompt, n in zip(prompts, numbers, strict=True)):
             return None
         if features is None:
-            features = survey(self.mllm, scenes, self.batch_size, encoder=True)[1]
+            features = encoder_features(self.mllm, scenes, self.batch_size)
         prefixes = Prefixes(self.mllm, torch.stack(list(features)), torch.stack(starts), visual, self.first)
         return prefixes, [prompt[cut:] for prompt in prompts]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +86,20 @@ def test_options_equal_one_pass_for_each(name: str, load: Callable[[str], MLLM])
             assert torch.allclose(found[row, : len(expected)], expected, atol=2e-4), sample
             assert (found[row, len(expected) :] == -torch.inf).all()
         assert torch.allclose(quiz.logprobs(), found.log_softmax(-1))
+
+
+def test_questions_need_no_places_of_the_visual_tokens(tmp_path: Path) -> None:
+    """The class token, which a LLaVA with the features `full` has among its visual tokens, is nowhere in the image."""
+    folder = build("llava", tmp_path / "llava")
+    for file in (folder / "config.json", folder / "processor_config.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"vision_feature_select_strategy": "full"}))
+    mllm = MLLM.load(str(folder))
+    quiz = Quiz(mllm, SCENES, 2)
+    assert quiz._prefixes is not None
+    found = quiz.likelihoods()
+    for row, sample in enumerate(quiz.samples):
+        expected = oracle(mllm, sample, end=sample.options == OPTIONS[2])
+        assert torch.allclose(found[row, : len(expected)], expected, atol=2e-4), sample
 
 
 @pytest.mark.slow
