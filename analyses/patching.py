@@ -18,6 +18,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -35,8 +36,9 @@ from workbench.capture.edit import check_site
 from workbench.capture.hidden_states import Activations, check_layers, read
 from workbench.data.base import Sample
 from workbench.errors import ConfigError, DataError, ModelError
+from workbench.files import state_of
 from workbench.mllm import MLLM
-from workbench.models import check_revision, label_of, split_name
+from workbench.models import check_revision, is_folder, label_of, split_name
 from workbench.runs import Run
 from workbench.scoring.quiz import Quiz
 from workbench.scoring.tables import change_by_type, changes, drops
@@ -59,13 +61,19 @@ class Config(QuestionOptions):
     """Layers at which tokens are put in, 0 to L; by default all that both models have."""
 
 
-@lru_cache(maxsize=1)
 def _load(source: str, revision: str | None) -> MLLM:
     if not source:
         raise ConfigError("no source given: name the model whose tokens are put in with --source FOLDER_OR_HUB_ID")
-    folder = split_name(source)[1]
-    check_revision({source: folder}, revision)
-    return MLLM.load(folder, revision=revision)
+    name = split_name(source)[1]
+    check_revision({source: name}, revision)
+    files = sorted(file for file in Path(name).iterdir() if file.exists()) if is_folder(name) else []
+    return _loaded(name, revision, tuple((file.name, *state_of(file.stat())) for file in files))
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str, revision: str | None, files: object) -> MLLM:
+    """Load the source; it is kept for as long as the `files` of its folder do not change."""
+    return MLLM.load(name, revision=revision)
 
 
 def run(config: Config, context: Context) -> Result:

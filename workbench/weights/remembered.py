@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.errors import WeightsError
-from workbench.files import atomic_file, cache_folder
+from workbench.files import atomic_file, cache_folder, state_of
 from workbench.hashing import settings_hash
 
 LARGE = 2**28  # bytes; hashing less takes under a second
@@ -47,7 +47,7 @@ def remembered_fingerprint(source: LoadedFrom, settings: object, compute: Callab
         return compute()
     if max(max(stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats) >= source.began - RECENT:
         return compute()
-    states = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
+    states = [(stat.st_dev, *state_of(stat)) for stat in stats]
     key = settings_hash([str(file) for file in resolved], states, settings)
     store = cache_folder("fingerprints") / f"{key}.json"
     remembered = _read(store)
