@@ -6,8 +6,9 @@ Scoring them needs the questions, but neither a model nor images that can be dec
     lmms-eval       `samples_TASK.jsonl`: `doc_id` counts the questions in their order, `filtered_resps` is the answer
     any JSON lines  `id`, as our data set names the question, and `answer`; `draw` where each question has several
 
-An answer that is null is missing, as one without a row is: it is wrong by every scorer. An empty text is what a model
-said.
+Of `response` and `answer` in one row, as MMVP's own script writes them, `response` is the model's and `answer` the
+right one. An answer that is null is missing, as one without a row is: it is wrong by every scorer. An empty text is
+what a model said.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from workbench.models import did_you_mean
 from workbench.runs import Run, load
 
 SEEN = "image"
+OUTPUTS = ("filtered_resps", "resps", "response")  # keys that only a model's output has
 
 
 @dataclass(frozen=True)
@@ -160,13 +162,15 @@ def _of_lmms(where: str, row: Mapping[str, Any], samples: Sequence[Sample]) -> S
 
 
 def _answer(where: str, row: Mapping[str, Any]) -> str | None:
-    for name in ("answer", "filtered_resps", "resps", "text", "response"):
-        if name not in row:
-            continue
-        value = row[name]
-        while isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        if value is None or isinstance(value, str):
-            return value
-        raise DataError(f"{where} has {name} {str(value)[:40]!r}: expected one text")
-    raise DataError(f"{where} has no answer: expected the key answer, or filtered_resps as lmms-eval writes it")
+    """Return the model's answer; beside a key of OUTPUTS, `answer` is the right one and `text` the question."""
+    names = [name for name in OUTPUTS if name in row][:1] or [name for name in ("answer", "text") if name in row]
+    if not names:
+        raise DataError(f"{where} has no answer: expected the key answer, or filtered_resps as lmms-eval writes it")
+    if len(names) > 1:
+        raise DataError(f"{where} has the keys {' and '.join(names)}: expected one of them, what the model answered")
+    value = row[names[0]]
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None or isinstance(value, str):
+        return value
+    raise DataError(f"{where} has {names[0]} {str(value)[:40]!r}: expected one text")

@@ -92,6 +92,21 @@ def test_an_empty_answer_is_what_a_model_said(tmp_path: Path) -> None:
     assert (official["score"] == 1).all()
 
 
+def test_the_right_answer_beside_a_response_is_not_the_models(tmp_path: Path) -> None:
+    """MMVP's own script writes the right answer as `answer`, and what the model said as `response`."""
+    samples = [
+        Sample(f"{n}", f"image {n}", NOTHING, "Is the door open?", ("open", "closed")[n % 2], ("open", "closed"))
+        for n in range(4)
+    ]
+    said = {"prompt": "Is the door open? (a) Open (b) Closed", "response": "(a)", "answer_id": "x", "model_id": "m"}
+    rows = [{"question_id": n, "answer": ("(a)", "(b)")[n % 2]} | said for n in range(4)]
+    read = read_answers(lines(tmp_path / "answers.jsonl", rows), "mmvp", samples)
+    assert read.answers["answer"].tolist() == ["(a)"] * 4
+    table = scores(read.answers, seed=0)
+    own = table[(table["scorer"] == "own") & (table["measure"] == "accuracy")]
+    assert own["score"].iloc[0] == 0.5
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -100,6 +115,7 @@ def test_an_empty_answer_is_what_a_model_said(tmp_path: Path) -> None:
         ({"id": "random-1"}, "row 2 has no answer: expected the key answer"),
         ({"id": "random-1", "answer": ["Yes", "No"]}, "row 2 has answer .*: expected one text"),
         ({"id": "random-1", "answer": 3}, "row 2 has answer '3': expected one text"),
+        ({"id": "random-1", "answer": "no", "text": "Yes"}, "row 2 has the keys answer and text: expected one of them"),
         ({"answer": "Yes"}, "row 2 has the keys answer: expected id and answer"),
         ({"doc_id": 12, "filtered_resps": ["Yes"]}, "row 2 has doc_id 12: expected 0 to 11"),
         ({"doc_id": 1, "doc": {"question": "Is there a 7?"}, "resps": ["Yes"]}, "row 2 is not about question random-1"),
