@@ -25,7 +25,7 @@ from workbench.benchmarks.tables import answer_row
 from workbench.data.base import Sample
 from workbench.data.hf_tables import json_rows
 from workbench.data.images import shown
-from workbench.errors import DataError, RunError, one_line
+from workbench.errors import ConfigError, DataError, RunError, one_line
 from workbench.files import atomic_file
 from workbench.models import did_you_mean
 from workbench.runs import Run, load
@@ -123,8 +123,17 @@ def write_answers(answers: pd.DataFrame, file: Path) -> int:
 
     The keys are id, answer, gold, category and question, as other harnesses read them, and draw where each question has
     several answers.
+
+    Raises:
+        ConfigError: the options were rotated, whose order a file of answers does not have.
     """
     seen = answers[answers["shown"] == SEEN]
+    orders = seen.groupby("id")["options"].nunique()
+    if orders.max() > 1:
+        raise ConfigError(
+            f"question {orders.idxmax()} was asked with {orders.max()} orders of its options: expected one, as in a run"
+            " without circular, since a file of answers does not say the order"
+        )
     seen = seen.assign(answer=[None if pd.isna(answer) else answer for answer in seen["answer"]])
     names = ["id", "answer", "gold", "category", "question", *(["draw"] if seen["draw"].nunique() > 1 else [])]
     with atomic_file(file) as partial:

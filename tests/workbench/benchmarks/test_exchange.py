@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from workbench.benchmarks.comparison import compared
 from workbench.benchmarks.exchange import read_answers, write_answers
 from workbench.benchmarks.tables import ALL, answer_row, scores
 from workbench.data.base import Sample
-from workbench.errors import DataError
+from workbench.errors import ConfigError, DataError
 
 NOTHING: Any = None
 SAMPLES = [
@@ -105,6 +106,15 @@ def test_the_right_answer_beside_a_response_is_not_the_models(tmp_path: Path) ->
     table = scores(read.answers, seed=0)
     own = table[(table["scorer"] == "own") & (table["measure"] == "accuracy")]
     assert own["score"].iloc[0] == 0.5
+
+
+def test_answers_to_rotated_options_are_not_written(tmp_path: Path) -> None:
+    """A letter means nothing without the order of the options that it was chosen from."""
+    turned = [replace(sample, options=sample.options[::-1]) for sample in SAMPLES]
+    rows = [answer_row("pope", s, "image", "A", draw=n) for n, part in enumerate((SAMPLES, turned)) for s in part]
+    with pytest.raises(ConfigError, match="question random-0 was asked with 2 orders of its options: expected one"):
+        write_answers(pd.DataFrame(rows), tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.parametrize(
