@@ -53,8 +53,9 @@ from workbench.runs import Run
 from workbench.training_folder import MEAN
 
 # versions: 2 missing answers, majority answer of What's Up, intervals of MME, rotated options; 3 intervals of ratios;
-# 4 answers with two letters ("Option A or B"), majority answer wherever categories are answers
-VERSION = 4
+# 4 answers with two letters ("Option A or B"), majority answer wherever categories are answers;
+# 5 options of one letter
+VERSION = 5
 OURS = {"own": "", "sum": " by likelihood"}  # scorers of the figures by category, and what their titles say
 ALL_SCORERS, BY_LIKELIHOOD = "all", ("sum", "mean")
 SIDE = 336  # pixels of the mean image

@@ -61,8 +61,8 @@ from workbench.training_folder import training_log, training_record
 
 log = logging.getLogger(__name__)
 # versions: 2 intervals that reach their nominal coverage; 3 all tokens of an option; 4 intervals of MME; 5 answers with
-# two letters
-VERSION = 5
+# two letters; 6 options of one letter
+VERSION = 6
 
 
 def run(config: Config, context: Context) -> Result:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from string import ascii_uppercase
+from string import ascii_lowercase, ascii_uppercase
 
 _MARKUP = re.compile(r"[*_`\"']")  # of Markdown, and quotation marks
 _WHOLE = re.compile(r"\(?\[?([A-Za-z])\]?\)?[.):]?")
@@ -79,18 +79,32 @@ def parse_option(answer: str, options: Sequence[str]) -> str | None:
     """Return the option whose text is the only one in the answer, as whole words and in any case.
 
     Texts are looked for from the longest to the shortest, and what matches is taken out, so that "dark red" is not
-    also "red". Two options with the same text name none.
+    also "red". Two options with the same text name none. A text that is one letter must be more than a word of the
+    sentence (`_letter`).
     """
-    rest, named = f" {' '.join(answer.lower().split())} ", list[str]()
+    rest, named = f" {' '.join(answer.split())} ", list[str]()
     for option in sorted(options, key=len, reverse=True):
         text = " ".join(option.lower().split())
         if not text:
             continue
-        whole = rf"(?<!\w)(?<!\d[.,]){re.escape(text)}(?!\w)(?![.,]\d)"  # and of numbers, not 2 in 2.5 or in 1,200
-        rest, count = re.subn(whole, " | ", rest)
+        # of numbers, the whole: not 2 in 2.5 or in 1,200
+        whole = rf"(?i)(?<!\w)(?<!\d[.,]){re.escape(text)}(?!\w)(?![.,]\d)"
+        rest, count = re.subn(_letter(option.strip()) if text in tuple(ascii_lowercase) else whole, " | ", rest)
         if count or any(text == " ".join(other.lower().split()) for other in named):
             named.append(option)
     return named[0] if len(named) == 1 else None
+
+
+def _letter(option: str) -> str:
+    """Return a pattern of an option that is one letter.
+
+    It is a capital or as the option writes it, and in any case where it is the whole answer, comes first before `.` or
+    `:`, or stands before a bracket. "A" and "I" before a lower-case word are the article and the pronoun, unless that
+    word is and, or, is or because.
+    """
+    anywhere = rf"(?i:^\W*{option}(?:\W*$|[.:]\s)|(?<!\w){option}(?=\s*[)\]]))"
+    word = r"(?!\s+(?!(?:and|or|is|because)\b)[a-z])" if option in "AaIi" else ""
+    return rf"{anywhere}|(?<!\w)(?<!\w['\u2019])[{option}{option.upper()}](?!['\u2019]?\w){word}"
 
 
 def parse_relation(answer: str, options: Sequence[str]) -> str | None:

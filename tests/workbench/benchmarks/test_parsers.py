@@ -111,6 +111,46 @@ def test_options_with_the_same_text_name_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "option"),
+    [
+        ("The answer is D, which is a consumer.", "D"),
+        ("This diagram shows a food web.", None),
+        ("A food web with four animals is shown.", None),
+        ("I think it's a fox, so it's E", "E"),
+        ("I'm sure that it is E", "E"),
+        ("The answer is I.", "I"),
+        ("The answer is A", "A"),
+        ("It is A, because it is eaten.", "A"),
+        ("It is A because it is eaten.", "A"),
+        ("A is the consumer", "A"),
+        ("A or D", None),
+        ("A and D", None),
+        ("a", "A"),
+        ("**a**", "A"),
+        ("e.", "E"),
+        ("e. It eats plants", "E"),
+        ("It is (a)", "A"),
+        ("e.g. a fox", None),
+    ],
+)
+def test_an_option_of_one_letter_is_no_word_of_the_sentence(answer: str, option: str | None) -> None:
+    assert parse_option(answer, ("D", "A", "E", "I")) == option
+
+
+def test_the_article_is_no_option_of_a_lettered_question() -> None:
+    """MMStar has diagrams whose parts are called A to F, in another order than the options' own letters."""
+    assert parse_letter("This diagram shows a food web.", ("D", "A", "E", "F")) is None
+    assert parse_letter("It must be E", ("D", "A", "E", "F")) == "C"
+
+
+def test_an_option_of_one_small_letter_is_read_as_it_is_written() -> None:
+    assert parse_option("The variable is y", ("x", "y")) == "y"
+    assert parse_option("It is the longest side, a.", ("a", "b")) == "a"
+    assert parse_option("It is a line", ("a", "b")) is None
+    assert parse_option("NO", ("no", "ab")) == "no"  # these are letters that follow one another
+
+
+@pytest.mark.parametrize(
     ("answer", "word"),
     [("Yes.", "yes"), ("**No**", "no"), ("no, there is not", "no"), ("\nYES\n", "yes"), ("'Yes'", "yes")],
 )
