@@ -3,7 +3,8 @@
 `hf:PATH?split=train&images=DIR`. A file belongs to a split if its name, or that of its folder, contains the split's
 name. Without `split`, the split is train, or all files if no name contains a split. The columns are `image` or `images`
 (images, or paths below DIR), and either `conversations` or `messages` (LLaVA's `from` and `value`, or `role` and
-`content`), or `question` and `answer`, with optional `options` (or `choices`) and `category`.
+`content`), or `question` and `answer`, with optional `options` (or `choices`), `category` and `id` (or `question_id`).
+If every row has another `id`, it is the question's, and else the number of the row is, as in conversations.
 
 Cells of CSV, TSV and JSON are taken as written. An answer is one of its options, given by its text, its index from 0 or
 its letter; if that can mean two options, `answer=text`, `answer=index` or `answer=letter` decides (`choices.py`).
@@ -31,6 +32,7 @@ from workbench.errors import DataError, UnknownNameError
 from workbench.progress import progress_bar
 
 CHAT_COLUMNS = ("conversations", "messages")
+ID_COLUMNS = ("id", "question_id")
 
 
 @DATASETS.register("hf")
@@ -79,6 +81,7 @@ def hf(
     needed = [s for number, row in enumerate(sources, 1) if number not in dropped for s in row if isinstance(s, str)]
     if lost := [source for source in needed if source not in files]:
         raise DataError(f"{missing(Path(path).name, root, lost)}: expected all of them")
+    ids, table = ([], table) if chat else _ids(table)
     rows, notes = _rows(
         table,
         sources,
@@ -107,7 +110,7 @@ def hf(
         conversations.append(conversation)
         if len(loads) == 1 and chat is None:
             samples.append(
-                Sample(conversation.id, loads[0].image_id, loads[0], *conversation.turns[0], row.options, row.category)
+                Sample(ids[row.index], loads[0].image_id, loads[0], *conversation.turns[0], row.options, row.category)
             )
     notes.warn(f"hf:{path}")
 
@@ -117,6 +120,19 @@ def hf(
     return ConversationDataset(
         f"hf:{spec}", conversations, fingerprint, samples if chat is None else None, left_out=notes.sentences()
     )
+
+
+def _ids(table: Any) -> tuple[list[str], Any]:
+    """Return the id of each row's question, and the table without the column that they come from.
+
+    It is the first of ID_COLUMNS that has another text or number in every row, or else the numbers of the rows.
+    """
+    for name in ID_COLUMNS:
+        values = [row[name] for row in table.select_columns([name])] if name in table.column_names else []
+        ids = [str(value) for value in values if isinstance(value, str | int) and value != ""]
+        if len(set(ids)) == len(table):
+            return ids, table.remove_columns(name)
+    return [f"{number}" for number in range(1, len(table) + 1)], table
 
 
 @dataclass(frozen=True)
@@ -187,7 +203,7 @@ def _row(
     Raises:
         DataError: the row cannot be used; the error says which row and why.
     """
-    read = {"id", "question_id", "category", *([chat] if chat else ["question", "answer", *OPTION_KEYS])}
+    read = {"category", *([chat, *ID_COLUMNS] if chat else ["question", "answer", *OPTION_KEYS])}
     unread = {name: value for name, value in row.items() if name not in read}
     check_media(where, unread, image_column if images else None)
     options = Options() if chat else options_of(where, row)

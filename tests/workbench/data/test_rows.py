@@ -297,6 +297,31 @@ def test_a_text_that_is_an_option_is_that_option() -> None:
     assert [answer_of("row 1", value, Options()) for value in (3, 1.5, "3.0")] == ["3", "1.5", "3.0"]
 
 
+# --- ids ---
+
+
+def test_a_question_has_its_own_id(tmp_path: Path) -> None:
+    """Answers in files are joined by it; `drop` and messages about conversations keep the numbers of the rows."""
+    row = {"answer": "a cat"}
+    data = asked(tmp_path, row | {"id": 3, "question_id": "c"}, row | {"id": 0, "question_id": "a"})
+    assert [sample.id for sample in data] == ["3", "0"]
+    assert [conversation.id for conversation in data.conversations] == ["1", "2"]
+    assert data.left_out == ("column `question_id` is not read: 2 rows, first row 1",)
+    other = asked(tmp_path, row | {"id": 3, "question_id": "c"}, row | {"id": 1, "question_id": "a"})
+    assert other.fingerprint != data.fingerprint
+    assert [sample.id for sample in asked(tmp_path, row | {"id": 3}, row | {"id": 0}, options="?drop=1")] == ["0"]
+
+
+@pytest.mark.parametrize("ids", [(3, 3), (3, "3"), (3, None), (3, ""), (3, 1.5)])
+def test_ids_that_do_not_name_one_question_are_not_read(ids: tuple[Any, ...], tmp_path: Path) -> None:
+    rows = [{"answer": "a cat", "id": name} for name in ids]
+    data = asked(tmp_path, *rows)
+    assert [sample.id for sample in data] == ["1", "2"]
+    assert data.left_out[0].startswith("column `id` is not read: ")
+    named = asked(tmp_path, *(row | {"question_id": f"q{n}"} for n, row in enumerate(rows)))
+    assert [sample.id for sample in named] == ["q0", "q1"]
+
+
 # --- cells ----------------------------------------------------------------------------------------
 
 CELLS = ["007", "1.50", "None", "NA", "null", "nan", "True", "FALSE", "1e5", "2020-01-01", "N/A", "-0"]
