@@ -55,7 +55,7 @@ def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFr
         if not tables:
             first, parts = parts, {}
         for asked, part in parts.items():
-            if asked not in first or _questions(first[asked]) != _questions(part):
+            if asked not in first or _asked(first[asked]) != _asked(part):
                 continue
             place, references = (table[list(ASKED)] == asked).all(axis=1), means(first[asked])
             for (measure, category), mean in means(part).items():
@@ -66,10 +66,14 @@ def compared(scores: Mapping[str, pd.DataFrame], answers: Mapping[str, pd.DataFr
     return pd.concat(tables, ignore_index=True)
 
 
-def _questions(answers: pd.DataFrame) -> tuple[set[tuple[str, ...]], int]:
-    """Return what was asked, and how often: equal ids alone may be those of another data set, or of other labels."""
-    questions = answers[["id", "question", "gold", "options"]].itertuples(index=False, name=None)
-    return set(questions), answers["draw"].nunique()
+def questions_asked(answers: pd.DataFrame) -> set[tuple[str, ...]]:
+    """Return what was asked: equal ids alone may be those of another data set, or of other labels."""
+    return set(answers[["id", "question", "gold", "options"]].itertuples(index=False, name=None))
+
+
+def _asked(answers: pd.DataFrame) -> tuple[set[tuple[str, ...]], int]:
+    """Return what was asked, and how often."""
+    return questions_asked(answers), answers["draw"].nunique()
 
 
 def whole(table: pd.DataFrame) -> pd.DataFrame:

@@ -117,6 +117,49 @@ def test_a_score_has_its_prompt_and_its_labels() -> None:
     assert "POPE: not comparable" not in text, "these are two columns"
 
 
+def test_a_score_has_its_scorer_and_its_n() -> None:
+    """A subset is not to be taken for the whole benchmark."""
+    whole, part = runs_of("baseline"), runs_of("viral")
+    splits = [{"category": ("random", "popular")[n % 2]} for n in range(4)]
+    part[4] = run("viral", "pope", [(True, split) for split in splits], ("yes", "no"))
+    answers = part[4].tables["answers"]
+    answers.loc[0, "answer"] = "maybe"
+    part[4].tables["scores"] = scores(answers, seed=0)
+    runs = [*whole, *part]
+    table = paper_table(runs, "own").set_index(["model", "benchmark"])
+    columns = ["scorer", "unparsed", "n", "n_images"]
+    assert table.loc[("baseline", "POPE"), columns].tolist() == ["own", 0, 8, 6]
+    assert table.loc[("viral", "POPE"), columns].tolist() == ["own", 1, 4, 2]
+    assert table.loc[("baseline", "MMVP"), columns].tolist() == ["own", 0, 3, 3]
+    assert table.loc[("baseline", "What's Up"), columns].tolist() == ["own", 0, 6, 3]
+    lines = text_of(table.reset_index(), runs).splitlines()
+    assert [" ".join(line.split()) for line in lines if "n (images)" in line] == [
+        "n (images) 3 (2) 3 (3) 6 (3) 8 (6) 4 (2)",
+        "n (images) 3 (2) 3 (3) 6 (3) 4 (2) 4 (2)",
+    ]
+    assert sum("own, 1 unparsed" in line for line in lines) == 1
+    assert [line for line in lines if "not comparable" in line] == [
+        "POPE: not comparable between models, which were asked different questions"
+    ]
+
+
+def test_questions_that_a_score_leaves_out_may_differ() -> None:
+    """The paper's score of POPE is of two splits; who asked the third one, too, has the same score."""
+    three = runs_of("baseline")[4]
+    answers = three.tables["answers"]
+    answers = answers[answers["category"] != "adversarial"].reset_index(drop=True)
+    two = Run("pope", {**three.record, "label": "viral"}, {"answers": answers, "scores": scores(answers, seed=0)})
+    assert "not comparable" not in text_of(paper_table([three, two], "own"))
+
+
+def test_other_labels_of_the_same_questions_are_named() -> None:
+    one, other = runs_of("baseline")[4], runs_of("viral")[4]
+    other.tables["answers"].loc[0, "gold"] = "no"
+    assert "POPE: not comparable between models, which were asked different questions" in text_of(
+        paper_table([one, other], "own")
+    )
+
+
 def test_draws_are_no_questions() -> None:
     """The interval and n of What's Up are over its questions, whose ids the two sets share."""
     runs = runs_of("baseline")[2:4]
