@@ -99,7 +99,7 @@ def _letter(option: str) -> str:
     """Return a pattern of an option that is one letter.
 
     It is a capital or as the option writes it, and in any case where it is the whole answer, comes first before `.` or
-    `:`, or stands before a bracket. "A" and "I" before a lower-case word are the article and the pronoun, unless that
+    `:`, or closes with a bracket. "A" and "I" before a lower-case word are the article and the pronoun, unless that
     word is and, or, is or because.
     """
     anywhere = rf"(?i:^\W*{option}(?:\W*$|[.:]\s)|(?<!\w){option}(?=\s*[)\]]))"

@@ -4,7 +4,7 @@
 name. Without `split`, the split is train, or all files if no name contains a split. The columns are `image` or `images`
 (images, or paths below DIR), and either `conversations` or `messages` (LLaVA's `from` and `value`, or `role` and
 `content`), or `question` and `answer`, with optional `options` (or `choices`), `category` and `id` (or `question_id`).
-If every row has another `id`, it is the question's, and else the number of the row is, as in conversations.
+The id of a question is that of its row if no two rows share one, else the number of the row, as for conversations.
 
 Cells of CSV, TSV and JSON are taken as written. An answer is one of its options, given by its text, its index from 0 or
 its letter; if that can mean two options, `answer=text`, `answer=index` or `answer=letter` decides (`choices.py`).
