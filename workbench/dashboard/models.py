@@ -23,7 +23,7 @@ from workbench.figures.caption import Caption
 from workbench.overview import table as tables
 from workbench.overview.measures import images_words
 from workbench.overview.models import Model, Models
-from workbench.training_folder import MEAN, cknna_log, evaluated_on, score_log
+from workbench.training_folder import MEAN, cknna_log, score_log
 
 REASONS = 6  # why models are damaged, at most; Evidence has all
 OPENED = 4  # links to pages of single models, at most
@@ -324,7 +324,7 @@ def _by_type(site: Site, keys: Sequence[str], *, grouped: bool = False) -> None:
     st.subheader("Accuracy by question type")
     figure = once(("types", grouped, logs_stamp(site, keys), site.looks), partial(_types, accuracies))
     scored = [model for model in models if len(tables.accuracies_of(model))]
-    data = ", ".join(dict.fromkeys(evaluated_on(model.recipe) for model in scored))
+    data = ", ".join(dict.fromkeys(model.test_data for model in scored if model.test_data)) or "data not known"
     counts = images_words(pd.concat([table["n_images"] for table in accuracies.values()]))
     over = "seeds" if grouped else "images"
     rest = "" if grouped else " They say nothing about other seeds."

@@ -14,6 +14,7 @@ from workbench.errors import RunError
 from workbench.overview.answers import Answered, answered
 from workbench.overview.differences import Pair, by_layer, comparable, runs_of
 from workbench.overview.measures import MEASURES, images_words, scores
+from workbench.overview.models import Model
 from workbench.overview.stored import Stored
 from workbench.summary import Trained, what_was_compared
 from workbench.training_folder import MEAN
@@ -128,13 +129,18 @@ def compared(pair: Pair) -> str:
     """Return the sentence about what the two recipes share and how they differ."""
     a, b = pair.shared[0]
     if not a.recipe or not b.recipe:
-        unknown = " and ".join(model.key for model in (a, b) if not model.recipe)
-        return f"How {unknown} was trained is not known here: its training folder is not in this runs folder."
+        return " ".join(_unknown(model) for model in (a, b) if not model.recipe)
     first, second = (
         Trained(name, model.record or {"recipe": model.recipe}, pd.DataFrame())
         for name, model in zip(pair.names, (a, b), strict=True)
     )
     return what_was_compared(first, second, [model.seed for model, _ in pair.shared if model.seed is not None])
+
+
+def _unknown(model: Model) -> str:
+    """Return why it is not known how a model was trained."""
+    no_folder, unread = "its training folder is not in this runs folder", "its record or recipe cannot be read"
+    return f"How {model.key} was trained is not known here: {no_folder if model.folder is None else unread}."
 
 
 # --- the numbers ----------------------------------------------------------------------------------

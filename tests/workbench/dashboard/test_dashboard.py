@@ -407,7 +407,27 @@ def test_a_damaged_file_is_a_row_that_names_it_and_other_models_stay(
     assert table.loc["hurt", "state"].startswith(f"damaged: {file}")
     assert table.loc["viral", "difference"] == pytest.approx(0.4)
     assert "50.0 → 90.0" in text_of(open_page("home", two, monkeypatch))
-    open_page("home", two, monkeypatch, b="baseline", m="hurt")
+    home = text_of(open_page("home", two, monkeypatch, b="baseline", m="hurt"))
+    assert ("How hurt was trained is not known here: its record or recipe cannot be read." in home) == (
+        file == "training.json"
+    )
+    for query in ({"one": "hurt"}, {"b": "baseline", "m": "hurt"}):
+        open_page("models", two, monkeypatch, **query)
+    for other in ("baseline", "viral"):
+        shutil.rmtree(two / other)
+    table = open_page("models", two, monkeypatch, b="hurt").dataframe[0].value.set_index("key")
+    assert table.loc["hurt", "state"].startswith(f"damaged: {file}")
+
+
+def test_accuracies_of_a_training_without_record_and_recipe_are_drawn(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("training.json", "recipe.yaml"):
+        (two / "viral" / name).unlink()
+    assert "On data not known; 95 % intervals over images." in text_of(
+        open_page("models", two, monkeypatch, one="viral")
+    )
+    assert "On shapes:test; 95 % intervals over images." in text_of(open_page("models", two, monkeypatch))
 
 
 def test_a_table_that_is_no_sweep_is_one_line(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
