@@ -31,18 +31,19 @@ from workbench.overview.differences import Pair, strip
 from workbench.overview.measures import MEASURES, Measure
 from workbench.overview.stored import Stored
 
-NONE = "No analysis of these models is stored yet. `{}` runs them all; Evidence can start a single one."
+NONE = "No measure of the layers of these models is stored yet. `{}` runs them all; Evidence can start a single one."
 
 
 def page(site: Site) -> None:
     """Draw the strip of all measures, then each question with one chart."""
     st.title("Where in the network do they differ?" if site.pair else "What happens in each layer?")
-    measured = {key: measure for key, measure in MEASURES.items() if site.stored.of(measure.analysis, site.chosen)}
+    tables = {key: _first_scores(site, measure) for key, measure in MEASURES.items()}
+    measured = {key: MEASURES[key] for key, table in tables.items() if len(table)}
     if not measured:
         models = shlex.join(site.words_of_models(site.chosen)) or "runs/baseline runs/viral"
         st.info(NONE.format(f"python -m analyses.all --model {models}"))
     else:
-        layers = _layers(site, measured)
+        layers = sorted({layer for key in measured for layer in tables[key]["layer"]})
         table = _strip(site, measured)
         layer = _layer(site, layers, table)
         shown = choice("shown", [SCORES, *([DIFFERENCES] if site.pair else []), IMAGES], SCORES, "Show")
@@ -51,13 +52,10 @@ def page(site: Site) -> None:
     _others(site)
 
 
-def _layers(site: Site, measured: Mapping[str, Measure]) -> list[int]:
-    """Return all layers that any measure has."""
-    layers: set[int] = set()
-    for measure in measured.values():
-        for runs in site.stored.of(measure.analysis, site.chosen)[:1]:
-            layers |= set(scores_of(measure.key, stamp_of(runs), runs)["layer"])
-    return sorted(layers)
+def _first_scores(site: Site, measure: Measure) -> pd.DataFrame:
+    """Return the scores of the first runs that have this measure; no rows if none has."""
+    tables = (scores_of(measure.key, stamp_of(runs), runs) for runs in site.stored.of(measure.analysis, site.chosen))
+    return next((table for table in tables if len(table)), pd.DataFrame())
 
 
 @cached

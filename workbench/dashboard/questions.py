@@ -118,6 +118,9 @@ def _question(
 def _score(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int, differences: pd.DataFrame) -> None:
     """Draw a measure of the chosen models by layer, and where the pair differs most and the layer's values in words."""
     table = scores_of(measure.key, stamp_of(runs), runs)
+    if table.empty:
+        st.info("These runs have no values of this measure.")
+        return
     series = _series(site, measure, table)
     shown = curves_of(table[table["series"] == series])
     if several_seeds(site):

@@ -24,13 +24,13 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT
-from tests.workbench.overview.folders import cknna, patching, train
+from tests.workbench.overview.folders import cknna, knockout, lens, patching, train
 from workbench import runs
 from workbench.claims.shown import display_table
 from workbench.dashboard import folders, lasso, shell, thumbnails
 from workbench.dashboard.drawn import options as drawn_by_analysis
 from workbench.dashboard.questions import in_words
-from workbench.dashboard.site import Site, unusable, whole_number
+from workbench.dashboard.site import Site, plain, unusable, whole_number
 from workbench.data import load_data
 from workbench.errors import DataError, RunError
 from workbench.overview.models import read_models
@@ -763,6 +763,36 @@ def test_layers_shows_single_images(two: Path, monkeypatch: pytest.MonkeyPatch) 
     assert f"viral is higher on {higher} of {len(at)} images" in text_of(app)
     figure = json.loads(app.get("plotly_chart")[1].proto.spec)
     assert {trace["name"] for trace in figure["data"]} == {"baseline", "baseline, mean", "viral", "viral, mean"}
+
+
+def test_a_measure_that_an_analysis_did_not_take_is_not_offered(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of colors where objects have none, and that of single blocks where windows were knocked out."""
+    for model in ("baseline", "viral"):
+        lens(two, model, ["class"])
+        knockout(two, model, [(0, 2), (1, 3)], width=3)
+    app = open_page("layers", two, monkeypatch, l="2")
+    assert "Layer 2: baseline 0.500 [0.400, 0.600], viral 0.500 [0.400, 0.600]" in text_of(app)
+    (offered,) = (each.options for each in app.segmented_control if each.key == "m-readable")
+    assert offered == [plain("logit lens: class comes first")]
+    assert "Not measured yet: Used?, Looked at?, Shaped how?" in text_of(app)
+    for folder in [*two.glob("cknna-*"), *two.glob("logit_lens-*")]:
+        shutil.rmtree(folder)
+    assert "No measure of the layers of these models is stored yet." in text_of(open_page("layers", two, monkeypatch))
+
+
+def test_runs_without_a_measure_are_said_to_have_none(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for model in ("baseline", "viral"):
+        knockout(two, model, [(0, 0), (1, 1)], width=1)
+    assert "Layer 1: baseline 0.300 [" in text_of(open_page("layers", two, monkeypatch))
+    windows = [knockout(two, model, [(0, 2), (1, 3)], width=3) for model in ("baseline", "viral")]
+    question = next(run.question for run in read_stored(two).runs if run.folder in windows)
+    for shown, words in (
+        ("Scores", "These runs have no values of this measure."),
+        ("Differences", "This measure cannot be compared"),
+        ("Single images", "There are no values of single images of this measure in layer 1."),
+    ):
+        app = open_page("layers", two, monkeypatch, shown=shown, **{"run-knockout-used": question})
+        assert any(words in info.value for info in app.info), shown
 
 
 def test_paths_outside_the_runs_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +110,54 @@ def cknna(
 
 def patching(root: Path, model: str, source: str, layers: Sequence[int] = (0, 1), *, wrong: int = 3) -> Path:
     """Write a stored run of patching: with the tokens of `source`, the first `wrong` of 10 answers are wrong."""
-    folder = root / f"patching-{model}-{source}"
-    folder.mkdir()
+    places = [{"kind": "patched", "site": str(layer), "layer": layer} for layer in layers]
+    drop = {"source": source, "score": wrong / 10}
+    config = {"source": f"runs/{source}"}
+    return _intervention(root / f"patching-{model}-{source}", model, places, wrong, config, **drop)
+
+
+def knockout(root: Path, model: str, blocks: Sequence[tuple[int, int]], *, width: int) -> Path:
+    """Write a stored run of knockout in windows from the first to the last block: 3 of 10 answers are wrong."""
+    places = [{"kind": "knockout", "site": f"{a}-{b}", "first": a, "last": b} for a, b in blocks]
+    return _intervention(root / f"knockout-{model}-{width}", model, places, 3, {"width": [width]})
+
+
+def _intervention(
+    folder: Path,
+    model: str,
+    places: Sequence[Mapping[str, object]],
+    wrong: int,
+    config: Mapping[str, object],
+    **scored: object,
+) -> Path:
+    """Write a stored run of an intervention: at each of its places, the first `wrong` of 10 answers are wrong."""
     images = [f"image{i:03}" for i in range(10)]
-    asked = {"id": [f"q{i}" for i in range(10)], "image_id": images, "category": "colour", "kind": "patched"}
-    changed = {"correct_before": True, "correct_after": [i >= wrong for i in range(10)]}
-    parts = [pd.DataFrame({"site": str(layer), "layer": layer, **asked, **changed}) for layer in layers]
-    pd.concat(parts).to_parquet(folder / "samples.parquet", index=False)
-    scored = {"accuracy_drop": wrong / 10, "score": wrong / 10, "low": wrong / 10 - 0.1, "high": wrong / 10 + 0.1}
-    common = {"kind": "patched", "category": MEAN, "source": source, "n_images": 10, "n": 10, **scored}
-    pd.DataFrame([{"site": str(layer), "layer": layer, **common} for layer in layers]).to_parquet(
-        folder / "scores.parquet", index=False
-    )
-    record = {"analysis": "patching", "version": 1, "label": model, "model": f"/elsewhere/{model}", "seed": 0}
-    record |= {"data": "shapes:val", "data_fingerprint": "f", "config": {"limit": 10, "source": f"runs/{source}"}}
-    record |= {"key": folder.name, "tables": ["samples", "scores"], "created": "2026-02-01", "argv": ["python"]}
+    asked = {"id": [f"q{i}" for i in range(10)], "image_id": images, "category": "colour"}
+    asked |= {"correct_before": True, "correct_after": [i >= wrong for i in range(10)]}
+    scored |= {"accuracy_drop": wrong / 10, "low": wrong / 10 - 0.1, "high": wrong / 10 + 0.1}
+    scored |= {"category": MEAN, "n_images": 10, "n": 10}
+    samples = pd.concat([pd.DataFrame({**place, **asked}) for place in places])
+    scores = pd.DataFrame([{**place, **scored} for place in places])
+    return _stored(folder, model, config, samples=samples, scores=scores)
+
+
+def lens(root: Path, model: str, kinds: Sequence[str] = ("class",)) -> Path:
+    """Write a stored run of the logit lens; without the kind "colour", of data whose objects have no colors."""
+    images, rows, parts = [f"image{i:03}" for i in range(10)], [], []
+    for layer, kind in product(range(3), kinds):
+        place = {"layer": layer, "kind": kind, "measure": "first", "cells": "object"}
+        rows.append(place | {"score": 0.5, "low": 0.4, "high": 0.6, "null_mean": 0.1, "n_images": 10, "n": 100})
+        parts.append(pd.DataFrame(place | {"image_id": images, "value": np.linspace(0, 1, 10)}))
+    return _stored(root / f"logit_lens-{model}", model, {}, per_image=pd.concat(parts), scores=pd.DataFrame(rows))
+
+
+def _stored(folder: Path, model: str, config: Mapping[str, object], **tables: pd.DataFrame) -> Path:
+    """Write these tables and a record of the analysis that the folder's name begins with."""
+    folder.mkdir()
+    for name, table in tables.items():
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+    record = {"analysis": folder.name.partition("-")[0], "version": 1, "label": model, "model": f"/elsewhere/{model}"}
+    record |= {"data": "shapes:val", "data_fingerprint": "f", "config": {"limit": 10, **config}, "seed": 0}
+    record |= {"key": folder.name, "tables": list(tables), "created": "2026-02-01", "argv": ["python"]}
     (folder / "run.json").write_text(json.dumps(record))
     return folder
