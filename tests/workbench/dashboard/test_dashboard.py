@@ -329,6 +329,14 @@ def test_examples_steps_through_the_questions_and_a_link_names_one(
     ]
 
 
+def test_the_command_for_the_shown_questions_asks_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, right in (("baseline", 0.5), ("viral", 1.0)):
+        train(tmp_path, name, right=share(right, 844), aligned=name == "viral")
+    app = open_page("examples", tmp_path, monkeypatch, outcome="second")
+    words = shlex.split(app.code[-1].value)
+    assert words[words.index("--ids") :] == ["--ids", "ids.txt", "--limit", "211"]
+
+
 def test_the_area_of_a_lasso_chooses_the_questions_inside_it(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     x, y = pd.Series(rng.uniform(0, 1, 500)), pd.Series(rng.uniform(0, 1, 500))
