@@ -60,7 +60,7 @@ def _answer(site: Site) -> None:
     """Draw the sentence that answers the page's question."""
     if site.pair is not None:
         story = story_of(site, site.pair)
-        st.markdown(f"{plain(story.finding)} :gray[{plain(story.caveat)}]")
+        st.markdown(plain(story.finding) + (f" :gray[{plain(story.caveat)}]" if story.caveat else ""))
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -239,9 +239,13 @@ def training_curves(
                 f"curve-{measure}",
                 Caption(f"{measure} over the steps of training", steps, seeds_of(site, keys_of(table)), over),
             )
-    st.caption(
+    bands = (
         "Bands: 95 % intervals over the images (or conversations) of the validation split. Losses of training batches"
-        " have none. Dotted: chance; for CKNNA the 95th percentile of its null."
+        " have none."
+    )
+    st.caption(
+        ("Thick: mean over seeds, thin: each seed." if grouped else bands)
+        + " Dotted: chance; for CKNNA the 95th percentile of its null."
         + (many if not grouped and len(models) > figures.LINES else "")
     )
 

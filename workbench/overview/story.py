@@ -74,7 +74,7 @@ class Story:
     Attributes:
         compared: the sentence about the two recipes.
         finding: the sentences about the numbers, by rule.
-        caveat: what the numbers do not show.
+        caveat: what the numbers do not show, "" if there are none.
         left_out: sentences about what could not be compared.
     """
 
@@ -111,7 +111,7 @@ def tell(pair: Pair, stored: Stored, layer: int | None = None) -> Story:
         compared(pair),
         cards,
         finding(pair, alignment, answers),
-        caveat(pair),
+        caveat(alignment, answers),
         alignment,
         answers,
         tuple(left_out),
@@ -328,10 +328,22 @@ def _accuracy_sentence(pair: Pair, answers: Answered) -> str:
     return f"{text}."
 
 
-def caveat(pair: Pair) -> str:
-    """Return what the intervals do not cover."""
-    count = len(pair.shared)
+def caveat(alignment: Alignment | None, answers: Answered | None) -> str:
+    """Return what the intervals do not cover, "" if there are no numbers."""
+    counts: dict[str, int] = {}
+    if answers is not None:
+        counts["accuracy"] = len(answers.pair.shared)
+    if alignment is not None:
+        row = alignment.changes.iloc[0]
+        counts["CKNNA"] = int(row["n"]) if row["over"] == "seeds" else 1
+    if len(set(counts.values())) < 2:
+        return _caveat(counts.popitem()[1]) if counts else ""
+    return " ".join(_caveat(count, f" for {name}") for name, count in counts.items())
+
+
+def _caveat(count: int, of: str = "") -> str:
+    """Return what intervals over so many seeds do not cover; `of` which numbers, where others are over more or less."""
     if count == 1:
-        return "One training each: nothing here says how another seed would come out."
+        return f"One training each{of}: nothing here says how another seed would come out."
     few = f"; {count} seeds are few, so the intervals are wide" if count < FEW_SEEDS else ""
-    return f"Intervals are over {count} seeds, trained with both recipes{few}."
+    return f"Intervals{of} are over {count} seeds, trained with both recipes{few}."

@@ -214,6 +214,17 @@ def test_patching_of_several_seeds_is_one_chart_that_names_its_source(
     assert "sets of images and options" not in text
 
 
+def test_curves_of_seeds_have_no_bands_and_are_not_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (0, 1):
+        for name in ("baseline", "viral"):
+            train(tmp_path, f"{name}-s{seed}", right=share(0.5), seed=seed, aligned=name == "viral")
+    app = open_page("models", tmp_path, monkeypatch)
+    assert "Thick: mean over seeds, thin: each seed. Dotted: chance" in text_of(app)
+    assert "Bands:" not in text_of(app)
+    app.toggle(key="means").set_value(False).run()
+    assert "Bands: 95 % intervals over the images" in text_of(app)
+
+
 def test_numbers_of_the_models_table_are_the_stored_ones(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("models", two, monkeypatch)
     table = app.dataframe[0].value.set_index("key")

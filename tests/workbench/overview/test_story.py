@@ -202,6 +202,31 @@ def test_seeds_are_paired_and_their_interval_is_students(tmp_path: Path) -> None
     assert d.other_seed == pytest.approx(np.mean([2, 4, 2]) / 80)  # counts differ by 1/20 of 40 per seed
 
 
+def test_the_caveat_counts_the_seeds_behind_each_number(tmp_path: Path) -> None:
+    """Here three seeds are chosen; one of VIRAL's has finished, and of two CKNNA is stored."""
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        train(tmp_path, f"baseline-s{seed}", right=right(0.5, 0.5), seed=seed)
+        train(tmp_path, f"viral-s{seed}", right=right(0.9, 0.5), seed=seed, aligned=True, finished=seed == 0)
+    pair, stored = one_pair(tmp_path)
+    assert len(pair.shared) == 3
+    assert "over 40 images" in tell(pair, stored).cards[1].change
+    assert tell(pair, stored).caveat == "One training each: nothing here says how another seed would come out."
+    for seed in range(2):
+        for name in ("baseline", "viral"):
+            cknna(tmp_path, f"{name}-s{seed}", {0: rng.uniform(0.4, 0.5, 8)})
+    story = tell(*one_pair(tmp_path))
+    assert "over 2 seeds" in story.cards[0].change
+    assert story.caveat == (
+        "One training each for accuracy: nothing here says how another seed would come out. Intervals for CKNNA are"
+        " over 2 seeds, trained with both recipes; 2 seeds are few, so the intervals are wide."
+    )
+    shutil.rmtree(tmp_path / "viral-s0")
+    for folder in tmp_path.glob("cknna-*"):
+        shutil.rmtree(folder)
+    assert tell(*one_pair(tmp_path)).caveat == ""
+
+
 def test_models_that_were_asked_other_questions_are_named(two: Path) -> None:
     folder = train(two, "other", right=right(0.5, 0.5), aligned=True, weight=3.0)
     record = json.loads((folder / "training.json").read_text())
