@@ -83,15 +83,14 @@ def _unusable(site: Site) -> None:
 
 
 def _table(site: Site) -> None:
-    """Draw the top of the table of Models, for more than two models or variants."""
+    """Draw the top of the table of the chosen models, more than two models or variants."""
     by_seed = several_seeds(site)
-    rows, name = rows_of(site, by_seed=by_seed), "variant" if by_seed else "key"
-    chosen = {site.models.by_key[key].variant for key in site.chosen} if by_seed else set(site.chosen)
+    rows, name = rows_of(site, site.chosen, by_seed=by_seed), "variant" if by_seed else "key"
     first = site.models.by_key[site.baseline].variant if by_seed else site.baseline
-    rows = rows[rows[name].isin(chosen)].sort_values("accuracy", ascending=False)
+    rows = rows.sort_values("accuracy", ascending=False)
     rows = rows.sort_values(name, key=lambda names: names != first, kind="stable")
     st.dataframe(
-        rows[[name, *SCORED]],
+        rows[[name, *(["seeds"] if by_seed else []), *SCORED]],
         hide_index=True,
         width="stretch",
         column_config=columns(by_seed=by_seed),

@@ -66,10 +66,10 @@ def _answer(site: Site) -> None:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def rows_of(site: Site, *, by_seed: bool) -> pd.DataFrame:
-    """Return a row for each model, or for each variant, as `overview.table` has them."""
-    keys = list(site.models.by_key)
-    return _rows(site.models, site.baseline, by_seed, (*stamp(site, keys), *logs_stamp(site, keys)))
+def rows_of(site: Site, keys: Sequence[str], *, by_seed: bool) -> pd.DataFrame:
+    """Return a row for each of these models, or for each of their variants, as `overview.table` has them."""
+    stamps = (*stamp(site, keys), *logs_stamp(site, keys), site.looks)
+    return _rows(Models({key: site.models.by_key[key] for key in keys}), site.baseline, by_seed, stamps)
 
 
 @cached
@@ -87,7 +87,7 @@ def _table(site: Site) -> None:
     with right:
         asked = choices("evaluated", data, [], "Evaluated on", placeholder="all")
     by_seed = last.toggle("Group seeds", key="group", bind="query-params", help=meaning("seed"))
-    rows = rows_of(site, by_seed=by_seed)
+    rows = rows_of(site, list(site.models.by_key), by_seed=by_seed)
     name = "variant" if by_seed else "key"
     shown = rows[rows[name].str.contains(text, case=False, regex=False)] if text else rows
     for column, chosen in (("variant", wanted), ("data", asked)):

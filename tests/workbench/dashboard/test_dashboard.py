@@ -187,6 +187,21 @@ def test_home_of_more_than_two_models_has_the_top_of_their_table(two: Path, monk
     assert "50.0 → 90.0" not in text_of(app)
 
 
+def test_home_counts_the_chosen_seeds_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rights = {"baseline": (0.5, 0.5, 0.5), "viral": (0.9, 0.8, 0.1), "zeta": (0.6, 0.6, 0.6)}
+    for name, shares in rights.items():
+        for seed, right in enumerate(shares):
+            weight = {"viral": 0.5, "zeta": 2.0}.get(name, 0.0)
+            train(tmp_path, f"{name}-s{seed}", right=share(right), seed=seed, aligned=weight > 0, weight=weight)
+    m = ["baseline-s1", "viral-s0", "viral-s1", "zeta-s0", "zeta-s1"]
+    table = open_page("home", tmp_path, monkeypatch, b="baseline-s0", m=m).dataframe[0].value.set_index("variant")
+    assert table["seeds"].to_dict() == {"baseline": 2, "viral": 2, "zeta": 2}
+    assert table["accuracy"].to_dict() == pytest.approx({"baseline": 0.5, "viral": 0.85, "zeta": 0.6})
+    assert table.loc["viral", "difference"] == pytest.approx(0.35)
+    table = open_page("home", tmp_path, monkeypatch, b="baseline-s0", m=[*m, "viral-s2"]).dataframe[0].value
+    assert table.set_index("variant").loc["viral", ["seeds", "accuracy"]].tolist() == pytest.approx([3, 0.6])
+
+
 def test_models_are_filtered_by_the_data_that_they_are_evaluated_on(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = train(two, "other", right=share(0.7), aligned=True, weight=2.0)
     record = json.loads((folder / "training.json").read_text())
