@@ -13,7 +13,7 @@ import streamlit as st
 from workbench.dashboard import live
 from workbench.dashboard.lasso import chosen_by_lasso
 from workbench.dashboard.site import Site, cached, choice, choices, complain, plain, write_address
-from workbench.dashboard.stories import stamp
+from workbench.dashboard.stories import pair_stamp, stamp
 from workbench.dashboard.thumbnails import samples_of, thumbnail_of
 from workbench.data.base import content_hash
 from workbench.errors import RunError
@@ -42,7 +42,7 @@ def page(site: Site) -> None:
         st.info("Choose two models above. Each needs the answers that `python -m trainer` stores when it finishes.")
         return
     try:
-        data = _answered(site.pair, stamp(site, site.pair.keys))
+        data = _answered(site.pair, pair_stamp(site, site.pair))
     except RunError as error:
         if not live.unfinished(site):
             raise

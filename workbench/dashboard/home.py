@@ -11,7 +11,7 @@ from workbench.dashboard.glossary import meaning
 from workbench.dashboard.models import columns, rows_of, several_seeds, training_curves
 from workbench.dashboard.papers import chart, seeds_of
 from workbench.dashboard.site import Site, once, plain, unusable
-from workbench.dashboard.stories import stamp, story_of
+from workbench.dashboard.stories import pair_stamp, story_of
 from workbench.dashboard.thumbnails import disagreements
 from workbench.figures.caption import Caption
 from workbench.overview.charts import alignment_chart, types_chart
@@ -130,7 +130,7 @@ def _charts(site: Site, story: Story) -> None:
     """Draw the difference by question type, and the difference in alignment by layer."""
     left, right = st.columns(2, gap="medium")
     first, second = story.pair.names
-    key = (stamp(site, story.pair.keys), site.looks)
+    key = (pair_stamp(site, story.pair), site.looks)
     if story.answered is not None:
         asked = story.answered.table
         left.markdown(f"### Accuracy by question type: {plain(second)} minus {plain(first)}")

@@ -72,7 +72,7 @@ class Site:
         """Return the parameters of an address that keeps what is chosen, and `more`."""
         shared = {"b": self.baseline, "m": list(self.others)}
         if len(self.pairs) > 1 and self.pair is not None:
-            shared["with"] = self.pair.names[1]
+            shared["with"] = _option(self.pair)
         return {key: value for key, value in (shared | more).items() if value not in ("", [], None)}
 
     def link(self, page: str, label: str, **more: Any) -> None:
@@ -141,13 +141,17 @@ def choose_models(site: Site) -> None:
     write_address("m", st.session_state["m"] or [NOTHING])
     site.pairs = pairs_of(site.models, site.baseline, site.others) if site.others else []
     if site.pairs:
-        names = [pair.names[1] for pair in site.pairs]
-        chosen = names[0]
-        if len(names) > 1:
+        pairs = {_option(pair): pair for pair in site.pairs}
+        chosen = first = next(iter(pairs))
+        if len(pairs) > 1:
+            of_model = {model.key: option for option, pair in pairs.items() for model in pair.second}
+            if (link := st.query_params.get("with")) in of_model and link not in pairs:  # made before a second seed
+                st.query_params["with"] = of_model[link]
             with row:
-                label = f"shown against {site.pairs[0].names[0]}"
-                chosen = choice("with", names, names[0], label, label_visibility="collapsed", format_func=_against)
-        site.pair = site.pairs[names.index(chosen)]
+                label = f"shown against {pairs[first].names[0]}"
+                words = {option: f"shown: {pair.names[1]}" for option, pair in pairs.items()}.__getitem__
+                chosen = choice("with", list(pairs), first, label, label_visibility="collapsed", format_func=words)
+        site.pair = pairs[chosen]
 
 
 def _words(site: Site) -> str:
@@ -165,8 +169,10 @@ def _words(site: Site) -> str:
     return plain(" vs ".join(named) if len(named) <= 4 else f"{named[0]} vs {len(named) - 1} others")
 
 
-def _against(name: str) -> str:
-    return f"shown: {name}"
+def _option(pair: Pair) -> str:
+    """Return what the address calls a pair: its second variant, or its second model where all are of one variant."""
+    second = pair.second[0]
+    return second.key if second.variant == pair.first[0].variant else second.variant
 
 
 WIDEST = 30  # letters of a button that fit on a phone
@@ -253,7 +259,6 @@ NOBODY = "(none)"  # no model on the right of Explorer
 IN_THE_FOLDER = {
     "b": "the baseline",
     "m": "the model",
-    "with": "the model",
     "left": "the model",
     "right": "the model",
     "on": "the model",
@@ -266,6 +271,7 @@ ELSEWHERE = {
     "q": "question",
     "i": "image",
     "v": "VFM",
+    "with": "the comparison with",
     "claim": "the claim",
     "patch": "patch",
     "point": "token",

@@ -14,7 +14,7 @@ from workbench.training_folder import LOG_FILE
 
 def story_of(site: Site, pair: Pair, layer: int | None = None) -> Story:
     """Return the story of a pair (`workbench.overview.story`)."""
-    return _told(pair, site.stored, stamp(site, pair.keys), layer)
+    return _told(pair, site.stored, pair_stamp(site, pair), layer)
 
 
 @cached
@@ -29,3 +29,8 @@ def stamp(site: Site, keys: Sequence[str]) -> tuple[object, ...]:
         stamps = zip(STAMPED, site.models.by_key[key].stamps, strict=False)
         parts.append((key, *(when for name, when in stamps if name != LOG_FILE)))
     return (*parts, *(run.folder.name for run in site.stored.runs if run.model in keys))
+
+
+def pair_stamp(site: Site, pair: Pair) -> tuple[object, ...]:
+    """Return what changes when that of its models changes, or what its groups are called."""
+    return (*stamp(site, pair.keys), *pair.names)

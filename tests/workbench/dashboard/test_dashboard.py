@@ -664,6 +664,35 @@ def test_what_a_link_names_and_a_page_does_not_have_is_one_true_sentence(
     assert said[0].startswith(f"The link names {sentence}")
 
 
+def test_the_shown_pair_stays_when_a_seed_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (0, 1):
+        train(tmp_path, f"baseline-s{seed}", right=share(0.5), seed=seed)
+        train(tmp_path, f"viral-s{seed}", right=share(0.9), seed=seed, aligned=True)
+        train(tmp_path, f"alpha-s{seed}", right=share(0.6), seed=seed, aligned=True, weight=2.0)
+    others = ["alpha-s0", "viral-s0"]
+    app = open_page("examples", tmp_path, monkeypatch, b="baseline-s0", m=others, **{"with": "viral-s0"})
+    assert "viral-s0 alone answers 16 of 40" in text_of(app)
+    for chosen, name in (([*others, "viral-s1"], "viral"), (others, "viral-s0")):
+        app.multiselect(key="m").set_value(chosen).run()
+        assert "viral-s0 alone answers 16 of 40" in text_of(app)  # baseline-s0 has no other partner
+        assert app.query_params["with"] == "viral"
+        home = open_page("home", tmp_path, monkeypatch, b="baseline-s0", m=chosen, **{"with": "viral"})
+        assert f"Accuracy by question type: {name} minus baseline-s0" in text_of(home)
+        assert not [*app.warning, *home.warning]
+        finding = next(m.value.replace("\\", "") for m in home.markdown if m.value.startswith("**viral"))
+        assert finding.startswith(f"**{name} is more accurate")
+    seeds = open_page("home", tmp_path, monkeypatch, b="viral-s0", m=["viral-s1"])
+    assert "How do viral-s0 and viral-s1 differ?" in text_of(seeds)
+
+
+def test_the_models_of_one_variant_are_compared_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(3):
+        train(tmp_path, f"viral-s{seed}", right=share(0.5 + 0.1 * seed), seed=seed, aligned=True)
+    query: dict[str, str | list[str]] = {"b": "viral-s0", "m": ["viral-s1", "viral-s2"], "with": "viral-s2"}
+    app = open_page("examples", tmp_path, monkeypatch, **query)
+    assert "viral-s2 alone answers 8 of 40" in text_of(app)
+
+
 def test_chosen_rows_are_in_the_address(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = open_page("models", two, monkeypatch, row="viral")
     assert any(button.label == "Compare viral with baseline" for button in app.button)
