@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,11 @@ from PIL import Image
 
 from workbench.dashboard.site import Site, choice, complain, plain, write_address
 from workbench.dashboard.strip import strip
-from workbench.dashboard.thumbnails import FETCHED, check_here, dataset
+from workbench.dashboard.thumbnails import FETCHED, check_here, dataset, paths_of
 from workbench.data import DATASETS, Object, Sample
 from workbench.data.folder import QUESTION
 from workbench.data.images import embedded, image_hash, image_size, look_at, read_image, shown
 from workbench.data.sources import is_here
-from workbench.data.specs import path_of
 from workbench.errors import DataError, WorkbenchError
 
 BROWSED = 100  # images to browse, unless the address names another one
@@ -189,7 +187,7 @@ def check_spec(site: Site, spec: str) -> None:
     name, _, rest = spec.partition(":")
     DATASETS.get(name)
     roots = (site.root, Path.cwd().resolve())
-    existing = [path_of(part) for part in (rest, *re.split(r"[:?&=]", rest)) if part and path_of(part).exists()]
+    existing = paths_of(spec)
     for path in existing:
         if not any(path.resolve().is_relative_to(root) for root in roots):
             raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from workbench.dashboard import live
 from workbench.dashboard.lasso import chosen_by_lasso
 from workbench.dashboard.site import Site, cached, choice, choices, complain, plain, write_address
 from workbench.dashboard.stories import pair_stamp, stamp
-from workbench.dashboard.thumbnails import samples_of, thumbnail_of
+from workbench.dashboard.thumbnails import UNKNOWN, asked_samples, thumbnail
+from workbench.data import Sample
 from workbench.data.base import content_hash
 from workbench.errors import RunError
 from workbench.overview.answers import Answered, answered, image_numbers, runs_about
@@ -51,19 +52,25 @@ def page(site: Site) -> None:
     for sentence in data.left_out:
         st.caption(f"{plain(sentence)}")
     first, second = data.pair.names
+    samples, other_version = asked_samples(data)
     table = _table(data, stamp(site, data.pair.keys))
+    if "question" not in table:  # stored by an older version: from the data set, if it is on this machine
+        asked = [samples[each].question if each in samples else UNKNOWN for each in table["id"]]
+        table = table.assign(question=asked)
     spec = data.pair.first[0].test_data
     _answer(data)
+    if other_version:
+        st.caption(plain(other_version))
     filters, right = st.columns([3, 2], gap="large")
     with filters:
-        shown, title = _filtered(site, data, table)
+        shown, title = _filtered(site, data, table, samples)
     with right:
         _counts(table, first, second)
     shown = chosen_by_lasso(site, shown, data.pair, stamp(site, data.pair.keys))
     if shown.empty:
         st.info("No question is left: widen the filters.")
         return
-    _rows(site, data, shown, spec, title)
+    _rows(site, data, shown, samples, title)
     _downloads(site, shown, spec)
 
 
@@ -88,10 +95,6 @@ def _table(_data: Answered, stamps: tuple[object, ...]) -> pd.DataFrame:
     if all(probabilities):
         table["p_first"], table["p_second"] = (_data.table[columns].mean(axis=1) for columns in probabilities)
         table["p_difference"] = table["p_second"] - table["p_first"]
-    if "question" not in table:  # stored by an older version: from the data set, if it is on this machine
-        samples = samples_of(_data.pair.first[0].test_data)
-        texts = {key: sample.question for key, sample in samples.items()}
-        table.insert(3, "question", table["id"].map(texts).fillna("(question not stored)"))
     return table
 
 
@@ -112,7 +115,9 @@ def _answer(data: Answered) -> None:
 # --- filters --------------------------------------------------------------------------------------
 
 
-def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def _filtered(
+    site: Site, data: Answered, table: pd.DataFrame, samples: Mapping[str, Sample]
+) -> tuple[pd.DataFrame, str]:
     """Draw the filters and return the questions that pass, sorted, and what they are sorted by."""
     first, second = data.pair.names
     names = {key: text.format(first=first, second=second) for key, text in OUTCOMES.items()}
@@ -120,7 +125,7 @@ def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataF
     left, middle, right = st.columns(3)
     with left:
         types = choices("types", sorted(table["category"].unique()), [], "Question types", placeholder="all")
-    of_image = _objects(data.pair.first[0].test_data)
+    of_image = {sample.image_id: frozenset(o.name for o in sample.objects) for sample in samples.values()}
     names_of_objects = sorted({name for objects in of_image.values() for name in objects})
     with middle:
         objects = choices("objects", names_of_objects, [], "Objects in the image", placeholder="any")
@@ -156,12 +161,6 @@ def _filtered(site: Site, data: Answered, table: pd.DataFrame) -> tuple[pd.DataF
             st.caption(f"{without:,} questions are left out, because this number is not stored for their image.")
         shown = shown.dropna(subset=[by]).sort_values(by, ascending=not descending, kind="stable")
     return shown.reset_index(drop=True), by
-
-
-@cached
-def _objects(spec: str) -> dict[str, frozenset[str]]:
-    """Return {image: names of its objects}, empty if the data set is not on this machine."""
-    return {sample.image_id: frozenset(o.name for o in sample.objects) for sample in samples_of(spec).values()}
 
 
 def _with_number(site: Site, data: Answered, table: pd.DataFrame) -> pd.DataFrame:
@@ -231,9 +230,9 @@ def _counts(table: pd.DataFrame, first: str, second: str) -> None:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _rows(site: Site, data: Answered, shown: pd.DataFrame, spec: str, by: str) -> None:
+def _rows(site: Site, data: Answered, shown: pd.DataFrame, samples: Mapping[str, Sample], by: str) -> None:
     """Draw one page of the questions with thumbnails, and the chosen one large, with its neighbors by J and K."""
-    ids = shown["id"].tolist()
+    spec, ids = data.pair.first[0].test_data, shown["id"].tolist()
     place = _place(ids, data)
     pages = -(-len(ids) // ROWS)
     state = st.session_state
@@ -252,7 +251,7 @@ def _rows(site: Site, data: Answered, shown: pd.DataFrame, spec: str, by: str) -
     left, right = st.columns([3, 1], gap="medium")
     table = f"questions-{content_hash(*rows['id'])}"  # the numbers of chosen rows are of these rows alone
     left.dataframe(
-        _view(rows, spec, by, place - start),
+        _view(rows, [thumbnail(spec, samples.get(question)) for question in rows["id"]], by, place - start),
         hide_index=True,
         width="stretch",
         row_height=56,
@@ -274,7 +273,7 @@ def _rows(site: Site, data: Answered, shown: pd.DataFrame, spec: str, by: str) -
                     args=(ids[min(max(place + step, 0), len(ids) - 1)],),
                 )
             st.caption(f"{place + 1:,} of {len(ids):,}", width="content")
-        _one(site, data, shown.iloc[place], spec)
+        _one(site, data, shown.iloc[place], samples)
 
 
 def _place(ids: list[str], data: Answered) -> int:
@@ -304,10 +303,10 @@ def _go(question: str) -> None:
     st.session_state["turn-page"] = True
 
 
-def _view(rows: pd.DataFrame, spec: str, by: str, chosen: int) -> pd.DataFrame:
+def _view(rows: pd.DataFrame, images: list[str | None], by: str, chosen: int) -> pd.DataFrame:
     """Return the columns that the table of questions has, with a mark at the chosen row."""
     view = pd.DataFrame({"chosen": ["▸" if place == chosen else "" for place in range(len(rows))]})
-    view["image"] = [thumbnail_of(spec, question) for question in rows["id"]]
+    view["image"] = images
     names = ("question", "answer", "given_first", "given_second", "category", "first", "second", "p_first", "p_second")
     for column in names:
         if column in rows:
@@ -338,10 +337,9 @@ def _columns(data: Answered, by: str) -> dict[str, Any]:
     }
 
 
-def _one(site: Site, data: Answered, row: pd.Series, spec: str) -> None:
+def _one(site: Site, data: Answered, row: pd.Series, samples: Mapping[str, Sample]) -> None:
     """Draw one question with the answers of every training."""
-    url = thumbnail_of(spec, row["id"])
-    if url:
+    if url := thumbnail(data.pair.first[0].test_data, samples.get(row["id"])):
         st.image(url, width=224, alt=f"Image {row['image_id']}")
     st.markdown(
         f"**{plain(row['question'])}**  \nright: **{plain(row['answer'])}** :gray[(chance {row['chance']:.0%})]"

@@ -10,7 +10,6 @@ import streamlit as st
 
 from workbench.dashboard.thumbnails import thumbnail
 from workbench.data import Sample
-from workbench.errors import WorkbenchError
 
 BESIDE = 24  # images in the row at once
 CSS = """
@@ -70,7 +69,7 @@ def strip(spec: str, scenes: Mapping[str, Sequence[Sample]], chosen: str, key: s
     beside = names[start : start + BESIDE]
     data: dict[str, Any] = {
         "chosen": chosen,
-        "images": [[name, _small(spec, name, scenes[name][0])] for name in beside],
+        "images": [[name, thumbnail(spec, scenes[name][0])] for name in beside],
     }
     if start:
         data["before"] = [names[start - 1], f"← {start} before"]
@@ -81,14 +80,6 @@ def strip(spec: str, scenes: Mapping[str, Sequence[Sample]], chosen: str, key: s
 
 def _choose(key: str) -> None:
     st.session_state[key] = st.session_state["strip"]["chosen"]
-
-
-def _small(spec: str, name: str, sample: Sample) -> str | None:
-    """Return an image as a data URL, None for one that cannot be read; the page says why when it is chosen."""
-    try:
-        return thumbnail(spec, name, sample)
-    except (WorkbenchError, OSError):
-        return None
 
 
 @st.cache_resource(show_spinner=False)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -14,23 +17,45 @@ from workbench.data import Dataset, Sample, load_data
 from workbench.data.easy_vqa import SOURCE as EASY_VQA
 from workbench.data.photos import BACKGROUNDS, STAMPS
 from workbench.data.sources import is_here
+from workbench.data.specs import path_of
 from workbench.errors import DataError, WorkbenchError
-from workbench.overview.answers import Answered
+from workbench.overview.answers import Answered, content_asked
 
 FETCHED = {"easy_vqa": (EASY_VQA,), "photos": (STAMPS, BACKGROUNDS)}  # data sets whose files are of packages
 FEW = 64  # images from which the first page draws its examples
 SIDE = 128  # of a thumbnail, in pixels
+UNKNOWN = "(question not stored)"
 
 
-@cached
 def dataset(spec: str, limit: int | None = None) -> Dataset:
-    """Load a data set once.
+    """Load a data set, once until what it is read from has `changed`.
 
     Raises:
         DataError: it cannot be loaded, or its files would have to be fetched, which no page does.
     """
     check_here(spec)
+    return _dataset(spec, limit, changed(spec))
+
+
+@cached
+def _dataset(spec: str, limit: int | None, stamps: tuple[object, ...]) -> Dataset:
     return load_data(spec, limit=limit)
+
+
+def paths_of(spec: str) -> list[Path]:
+    """Return the files and folders that a spec names and that are there."""
+    rest = spec.partition(":")[2]
+    paths = [path_of(part) for part in (rest, *re.split(r"[:?&=]", rest)) if part]
+    return [path for path in paths if path.exists()]
+
+
+def changed(spec: str) -> tuple[object, ...]:
+    """Return what changes when a data set appears on this machine, or the file or folder that it names changes.
+
+    A file in the folder that is written anew does not change the folder.
+    """
+    fetched = map(is_here, FETCHED.get(spec.partition(":")[0], ()))
+    return (*fetched, *((str(path), path.stat().st_mtime_ns) for path in paths_of(spec)))
 
 
 def check_here(spec: str) -> None:
@@ -47,18 +72,43 @@ def check_here(spec: str) -> None:
         )
 
 
-@cached
-def samples_of(spec: str, limit: int | None = None) -> dict[str, Sample]:
+def samples_of(spec: str, limit: int | None = None) -> Mapping[str, Sample]:
     """Return {id: question} of a data set; {} if it cannot be loaded on this machine."""
     try:
-        return {sample.id: sample for sample in dataset(spec, limit)}
-    except WorkbenchError:
+        return _samples(spec, limit, changed(spec))
+    except (WorkbenchError, OSError):
         return {}
 
 
+@cached
+def _samples(spec: str, limit: int | None, stamps: tuple[object, ...]) -> dict[str, Sample]:
+    return {sample.id: sample for sample in dataset(spec, limit)}
+
+
+def asked_samples(answered: Answered, limit: int | None = None) -> tuple[Mapping[str, Sample], str]:
+    """Return {id: question} of the data set that the models were asked about, and ""; {} if it cannot be loaded.
+
+    If it is another version than the one that they were asked about, the questions are {} and the text says so.
+    """
+    model = answered.pair.shared[0][0]
+    spec, table = model.test_data, answered.table
+    samples = samples_of(spec, limit)
+    table = table[table["id"].isin(list(samples))]
+    asked = [samples[question] for question in table["id"]]
+    same = table["answer"].tolist() == [sample.answer for sample in asked]
+    same &= "question" not in table or table["question"].tolist() == [sample.question for sample in asked]
+    if same and len(answered.table) == len(asked) == len(samples) and (stored := content_asked(model)):
+        try:
+            same = dataset(spec, limit).fingerprint == stored
+        except (WorkbenchError, OSError):  # one of its files is gone
+            same = False
+    if same:
+        return samples, ""
+    return {}, f"Without images: {spec} on this machine is not the version that these models were asked about."
+
+
 @st.cache_data(max_entries=4000, show_spinner=False)
-def thumbnail(spec: str, image_id: str, _sample: Sample) -> str:
-    """Return an image as a data URL, at most SIDE pixels wide and high."""
+def _thumbnail(spec: str, image_id: str, stamps: tuple[object, ...], _sample: Sample) -> str:
     image = _sample.image.copy()
     image.thumbnail((SIDE, SIDE))
     content = io.BytesIO()
@@ -66,11 +116,10 @@ def thumbnail(spec: str, image_id: str, _sample: Sample) -> str:
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def thumbnail_of(spec: str, question: str, limit: int | None = None) -> str | None:
-    """Return the image of a question as a data URL, None if the data set is not on this machine."""
-    sample = samples_of(spec, limit).get(question)
+def thumbnail(spec: str, sample: Sample | None) -> str | None:
+    """Return the image of a question as a data URL, at most SIDE pixels wide and high; None if it cannot be read."""
     try:
-        return None if sample is None else thumbnail(spec, sample.image_id, sample)
+        return None if sample is None else _thumbnail(spec, sample.image_id, changed(spec), sample)
     except (WorkbenchError, OSError):
         return None
 
@@ -78,9 +127,8 @@ def thumbnail_of(spec: str, question: str, limit: int | None = None) -> str | No
 def disagreements(site: Site, answered: Answered) -> None:
     """Draw two questions that only one model answers right, and two that only the other does."""
     a, b = answered.pair.shared[0]
-    spec = a.test_data
-    samples = samples_of(spec, FEW)
-    table = answered.table[answered.table["id"].isin(list(samples))]
+    samples, other_version = asked_samples(answered, FEW)
+    table = answered.table if other_version else answered.table[answered.table["id"].isin(list(samples))]
     outcome = answered.outcome(a, b)[table.index]
     chosen: list[tuple[str, pd.Series]] = []
     for number, names in ((0, f"only {b.key} right"), (1, f"only {a.key} right")):
@@ -90,17 +138,21 @@ def disagreements(site: Site, answered: Answered) -> None:
     if not chosen:
         return
     st.markdown("### Where they disagree")
+    if other_version:
+        st.caption(plain(other_version))
     for number, (column, (words, row)) in enumerate(zip(st.columns(4), chosen, strict=False)):
-        sample = samples[row["id"]]
+        sample = samples.get(row["id"])
         given = {model.key: row.get(f"given:{model.key}") for model in (a, b)}
         said = ", ".join(f"{key}: {answer}" for key, answer in given.items() if isinstance(answer, str))
         with column.container(key=f"look-{number}"):  # the link covers all of it
             left, right = st.columns([1, 2.6], wrap=False)
-            if url := thumbnail_of(spec, row["id"], FEW):
+            if sample and (url := thumbnail(a.test_data, sample)):
                 left.image(url, width="stretch", alt=f"Image {sample.image_name}")
-            else:
+            elif sample:
                 left.caption("image not readable")
             with right:
-                st.markdown(f"{plain(sample.question)} **{plain(sample.answer)}**")
+                question = row.get("question", sample.question if sample else UNKNOWN)
+                st.markdown(f"{plain(question)} **{plain(row['answer'])}**")
                 st.caption(plain(f"{words}{f' ({said})' if said else ''}"))
-                site.link("explorer", "Look inside both →", i=sample.image_id, q=sample.id)
+                if sample:
+                    site.link("explorer", "Look inside both →", i=sample.image_id, q=sample.id)

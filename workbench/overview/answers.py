@@ -208,8 +208,16 @@ def _joined(tables: Mapping[str, pd.DataFrame], pair: Pair) -> pd.DataFrame:
 
 def _same_questions(a: pd.DataFrame, b: pd.DataFrame, first: Model, second: Model) -> bool:
     """Return whether two tables, sorted by id, have the same questions about the same images."""
-    prints = [model.record.get("test", model.record.get("val")) for model in (first, second)]
-    return len(a) == len(b) and prints[0] == prints[1] and all((a[key] == b[key]).all() for key in ASKED)
+    return (
+        len(a) == len(b)
+        and content_asked(first) == content_asked(second)
+        and all((a[key] == b[key]).all() for key in ASKED)
+    )
+
+
+def content_asked(model: Model) -> str | None:
+    """Return the fingerprint of the data of a model's final evaluation, None if it is not stored."""
+    return model.record.get("test", model.record.get("val"))
 
 
 def read_answers(model: Model) -> pd.DataFrame:

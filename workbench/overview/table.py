@@ -12,7 +12,7 @@ import pandas as pd
 
 from workbench.errors import RunError, one_line
 from workbench.intervals import t_interval, t_test
-from workbench.overview.answers import answered
+from workbench.overview.answers import answered, content_asked
 from workbench.overview.differences import Pair, one_per_seed
 from workbench.overview.models import Model, Models
 from workbench.paired import holm
@@ -97,7 +97,7 @@ def _asked(model: Model) -> tuple[object, ...]:
     """Return what decides the questions of a model's stored accuracy: their data and its content, and their types."""
     table = accuracies_of(model)
     types = table[[name for name in ("category", "n") if name in table]].itertuples(index=False, name=None)
-    return model.test_data, model.record.get("test", model.record.get("val")), *types
+    return model.test_data, content_asked(model), *types
 
 
 def _row(model: Model, baseline: Model | None) -> dict[str, Any]:

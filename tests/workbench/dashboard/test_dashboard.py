@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT
@@ -31,7 +32,7 @@ from workbench.dashboard import folders, lasso, shell, thumbnails
 from workbench.dashboard.drawn import options as drawn_by_analysis
 from workbench.dashboard.questions import in_words
 from workbench.dashboard.site import Site, plain, unusable, whole_number
-from workbench.data import load_data
+from workbench.data import Dataset, load_data
 from workbench.errors import DataError, RunError
 from workbench.overview.models import read_models
 from workbench.overview.stored import read_stored
@@ -508,18 +509,93 @@ def test_one_of_several_models_is_not_the_only_one(two: Path, monkeypatch: pytes
     assert "There is one model here." in text_of(open_page("home", two, monkeypatch))
 
 
-def test_an_image_that_cannot_be_read_leaves_its_question(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = list(load_data("shapes:test", limit=2))
-    answers = pd.read_parquet(two / "viral" / "evaluation.parquet")
-    answers["id"] = [*(sample.id for sample in samples), *answers["id"]][: len(answers)]
+def asked_about(root: Path, data: Dataset, **changes: object) -> None:
+    """Let the stored answers of a baseline and of a VIRAL model, which has all right, be about these questions."""
+    rows = [(s.id, s.image_id, s.category, s.question, s.answer, s.chance) for s in data]
+    answers = pd.DataFrame(rows, columns=["id", "image_id", "category", "question", "answer", "chance"])
     for name in ("baseline", "viral"):
-        given = answers.assign(correct=name == "viral")
-        given.to_parquet(two / name / "evaluation.parquet")
+        right = answers.assign(correct=name == "viral", given="red", p_right=0.5, **changes)
+        right.to_parquet(root / name / "evaluation.parquet")
+        file = root / name / "training.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"test": data.fingerprint}))
+
+
+OTHER_VERSION = "Without images: {} on this machine is not the version that these models were asked about."
+
+
+@pytest.mark.parametrize(
+    ("changes", "others"),
+    [
+        ({}, 0),
+        ({"question": "what was asked before ?"}, 1),
+        ({"answer": "another"}, 1),
+    ],
+)
+def test_images_are_those_of_the_questions_that_were_asked(
+    changes: dict[str, object], others: int, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_about(two, load_data("shapes:test", limit=4), **changes)
+    home, examples = (open_page(name, two, monkeypatch) for name in ("home", "examples"))
+    for app in (home, examples):
+        assert text_of(app).count(OTHER_VERSION.format("shapes:test")) == others
+        assert "image not readable" not in text_of(app)
+    assert len(home.get("image")) == 2 * (1 - others)
+    table = examples.dataframe[1].value
+    assert table["image"].notna().all() == (not others)
+    for column, value in changes.items():
+        assert set(table[column]) == {value}
+        assert str(value) in text_of(home)
+
+
+def test_images_of_the_same_questions_with_another_content_are_not_shown(
+    two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    Image.new("RGB", (8, 8), "red").save(folder / "a.png")
+    spec = f"folder:{folder}"
+    for name in ("baseline", "viral"):
+        file = two / name / "training.json"
+        record = json.loads(file.read_text())
+        record["recipe"]["data"]["test"] = spec
+        file.write_text(json.dumps(record))
+    asked_about(two, load_data(spec))
+    app = open_page("examples", two, monkeypatch)
+    assert app.dataframe[1].value["image"].notna().all()
+    assert "Without images" not in text_of(app)
+    (folder / "a.png").unlink()
+    assert "Without images" not in text_of(open_page("examples", two, monkeypatch))  # there are none to compare
+    Image.new("RGB", (8, 8), "blue").save(folder / "a.png")
+    app = open_page("examples", two, monkeypatch)
+    assert app.dataframe[1].value["image"].isna().all()
+    assert OTHER_VERSION.format(spec) in text_of(app)
+
+
+def test_data_that_appear_or_change_are_read_again(tmp_path: Path) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    spec = f"folder:{folder}"
+    assert thumbnails.samples_of(spec) == {}
+    Image.new("RGB", (8, 8), "red").save(folder / "a.png")
+    before = thumbnails.thumbnail(spec, thumbnails.samples_of(spec).get("a.png"))
+    assert before is not None
+    (folder / "a.png").unlink()
+    for name, color in (("a.png", "blue"), ("b.png", "red")):
+        Image.new("RGB", (8, 8), color).save(folder / name)
+    samples = thumbnails.samples_of(spec)
+    assert list(samples) == ["a.png", "b.png"]
+    assert len(thumbnails.dataset(spec)) == 2
+    assert thumbnails.thumbnail(spec, samples["a.png"]) != before
+    assert thumbnails.thumbnail(spec, samples["b.png"]) == before
+
+
+def test_an_image_that_cannot_be_read_leaves_its_question(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_about(two, load_data("shapes:test", limit=2))
 
     def unreadable(*_: object) -> str:
         raise DataError("image is not there")
 
-    monkeypatch.setattr("workbench.dashboard.thumbnails.thumbnail", unreadable)
+    monkeypatch.setattr("workbench.dashboard.thumbnails._thumbnail", unreadable)
     text = text_of(open_page("home", two, monkeypatch))
     assert "Where they disagree" in text
     assert "image not readable" in text
