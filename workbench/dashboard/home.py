@@ -83,7 +83,7 @@ def _unusable(site: Site) -> None:
 
 
 def _table(site: Site) -> None:
-    """Draw the top of the table of the chosen models, more than two models or variants."""
+    """Draw the top of a table of the chosen models, which are of more than two variants, or more than two of one."""
     by_seed = several_seeds(site)
     rows, name = rows_of(site, site.chosen, by_seed=by_seed), "variant" if by_seed else "key"
     first = site.models.by_key[site.baseline].variant if by_seed else site.baseline

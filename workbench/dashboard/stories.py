@@ -32,5 +32,5 @@ def stamp(site: Site, keys: Sequence[str]) -> tuple[object, ...]:
 
 
 def pair_stamp(site: Site, pair: Pair) -> tuple[object, ...]:
-    """Return what changes when that of its models changes, or what its groups are called."""
+    """Return what changes when the `stamp` of a pair's models, or the name of one of its groups, changes."""
     return (*stamp(site, pair.keys), *pair.names)
