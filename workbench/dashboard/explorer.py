@@ -206,7 +206,9 @@ def _stored_answer(site: Site, key: str, asked: Asked) -> None:
     except WorkbenchError as error:
         st.caption(plain(error))
         return
-    rows = table[table["id"] == asked.sample.id]
+    rows = table[(table["id"] == asked.sample.id) & (table["answer"] == asked.sample.answer)]
+    if "question" in table:  # an id alone may be that of another version of the data
+        rows = rows[rows["question"] == asked.sample.question]
     if rows.empty or "given" not in rows:
         st.caption(plain(f"No answer of {key} to this question is stored."))
         return

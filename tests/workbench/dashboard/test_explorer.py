@@ -464,6 +464,9 @@ def test_a_model_whose_weights_are_gone_shows_its_stored_answer(
     assert f"p of the right answer {row['p_right']:.2f}" in said
     assert f"Right answer: **{row['answer']}**" in said
     assert len(app.button(key="ask-again").label)  # the other model can be asked
+    stored.assign(question="of another version ?").to_parquet(root / "viral" / "evaluation.parquet", index=False)
+    said = text_of(open_page("explorer", root, monkeypatch, q=row["id"]))
+    assert "No answer of viral to this question is stored." in said
 
 
 @pytest.fixture(scope="module")
