@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, refused, run
 from tests.workbench.dashboard.test_dashboard import CHROMIUM, chromium_or_skip
-from tests.workbench.overview.folders import cknna, train
+from tests.workbench.overview.folders import cknna, knockout, lens, train
 from workbench.overview.differences import pairs_of
 from workbench.overview.models import read_models
 from workbench.overview.report import selection_report
@@ -61,6 +61,19 @@ def test_the_summary_comes_first_with_the_numbers_of_the_pages(two: tuple[Path, 
     csv = re.search(r'download="differences.csv" href="data:text/csv;base64,([^"]+)"', page)
     assert csv is not None
     assert "CKNNA with dinov2-small" in base64.b64decode(csv[1]).decode()
+
+
+def test_a_measure_that_no_run_has_is_left_out(tmp_path: Path) -> None:
+    """As that of single blocks where windows were knocked out."""
+    for name in ("baseline", "viral"):
+        train(tmp_path, name, right=[True] * 40, aligned=name == "viral")
+        knockout(tmp_path, name, [(0, 2), (1, 3)], width=3)
+    assert "<p>No measure of their layers is stored.</p>" in page_of(tmp_path, "viral")
+    for name in ("baseline", "viral"):
+        lens(tmp_path, name, ["class"])
+    page = page_of(tmp_path, "viral")
+    assert "<h4>logit lens: class comes first</h4>" in page
+    assert len(re.findall("<h4>", page)) == len(re.findall("<h3>(?:Readable|Used)", page)) == 1
 
 
 def test_it_is_small_printable_and_without_markup_of_names(two: tuple[Path, str]) -> None:
