@@ -98,13 +98,15 @@ def parse_option(answer: str, options: Sequence[str]) -> str | None:
 def _letter(option: str) -> str:
     """Return a pattern of an option that is one letter.
 
-    It is a capital or as the option writes it, and in any case where it is the whole answer, comes first before `.` or
-    `:`, or closes with a bracket. "A" and "I" before a lower-case word are the article and the pronoun, unless that
-    word is and, or, is or because.
+    It stands alone, in any case: not in "T-shirt", "E.g." or "it's". Of A and I, which are words too, a small letter
+    counts only where it is the whole answer, comes first before `.` or `:`, or closes with a bracket, or if the option
+    is a small letter; before a lower-case word they are the article and the pronoun, unless that word is and, or, is or
+    because.
     """
     anywhere = rf"(?i:^\W*{option}(?:\W*$|[.:]\s)|(?<!\w){option}(?=\s*[)\]]))"
     word = r"(?!\s+(?!(?:and|or|is|because)\b)[a-z])" if option in "AaIi" else ""
-    return rf"{anywhere}|(?<!\w)(?<!\w['\u2019])[{option}{option.upper()}](?!['\u2019]?\w){word}"
+    cases = option + option.upper() if option in "AaIi" else option.lower() + option.upper()
+    return rf"{anywhere}|(?<!\w)(?<!\w['\u2019.-])[{cases}](?!['\u2019.-]?\w){word}"
 
 
 def parse_relation(answer: str, options: Sequence[str]) -> str | None:

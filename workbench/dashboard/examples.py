@@ -372,5 +372,5 @@ def _downloads(site: Site, shown: pd.DataFrame, spec: str) -> None:
     st.caption("An analysis of these questions alone:")
     models = site.words_of_models(site.pair.keys) if site.pair else []
     words = ["python", "-m", "analyses.permutation", "--model", *models, "--data", spec, "--ids", "ids.txt"]
-    words += ["--limit", str(shown["image_id"].nunique())]  # whose default would leave some of them out
+    words += ["--questions", "0", "--limit", str(shown["image_id"].nunique())]  # the defaults leave some of them out
     st.code(shlex.join(words), language="bash", wrap_lines=True)

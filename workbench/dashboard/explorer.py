@@ -19,6 +19,7 @@ from workbench.dashboard.beside import ranked_heads, spread_of
 from workbench.dashboard.engine import Engine
 from workbench.dashboard.papers import chart, save_button, seeds_of
 from workbench.dashboard.site import NOBODY, Site, cached, choice, plain, whole_number
+from workbench.dashboard.thumbnails import as_asked
 from workbench.dashboard.viewer_figure import Shown, Vfm, view_figure, what_is_shown
 from workbench.data import named_objects
 from workbench.errors import WorkbenchError
@@ -206,9 +207,8 @@ def _stored_answer(site: Site, key: str, asked: Asked) -> None:
     except WorkbenchError as error:
         st.caption(plain(error))
         return
-    rows = table[(table["id"] == asked.sample.id) & (table["answer"] == asked.sample.answer)]
-    if "question" in table:  # an id alone may be that of another version of the data
-        rows = rows[rows["question"] == asked.sample.question]
+    rows = table[table["id"] == asked.sample.id]
+    rows = rows[as_asked(rows, [asked.sample] * len(rows), of=table)]
     if rows.empty or "given" not in rows:
         st.caption(plain(f"No answer of {key} to this question is stored."))
         return

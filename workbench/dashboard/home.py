@@ -83,7 +83,7 @@ def _unusable(site: Site) -> None:
 
 
 def _table(site: Site) -> None:
-    """Draw the top of a table of the chosen models, which are of more than two variants, or more than two of one."""
+    """Draw a table of the chosen models: by variant if there are several seeds."""
     by_seed = several_seeds(site)
     rows, name = rows_of(site, site.chosen, by_seed=by_seed), "variant" if by_seed else "key"
     first = site.models.by_key[site.baseline].variant if by_seed else site.baseline
@@ -96,7 +96,8 @@ def _table(site: Site) -> None:
         column_config=columns(by_seed=by_seed),
         height=38 + 35 * min(len(rows), TOP),
     )
-    site.link("models", f"The baseline first, then the {len(rows) - 1} others by accuracy. All about them →")
+    st.caption("The baseline first, then the others by accuracy. p is Holm-corrected over the chosen models alone.")
+    site.link("models", "All about them →")
 
 
 def _cards(site: Site, story: Story, running: bool) -> None:

@@ -21,14 +21,12 @@ from workbench.dashboard.questions import (
     in_words,
     layer_name,
     questions,
-    scores_of,
-    stamp_of,
 )
 from workbench.dashboard.site import Site, cached, choice, once, plain, read_address, write_address
 from workbench.dashboard.stories import stamp
 from workbench.figures.caption import Caption
 from workbench.overview.differences import Pair, strip
-from workbench.overview.measures import MEASURES, Measure
+from workbench.overview.measures import MEASURES, Measure, measured
 from workbench.overview.stored import Stored
 
 NONE = "No measure of the layers of these models is stored yet. `{}` runs them all; Evidence can start a single one."
@@ -37,25 +35,19 @@ NONE = "No measure of the layers of these models is stored yet. `{}` runs them a
 def page(site: Site) -> None:
     """Draw the strip of all measures, then each question with one chart."""
     st.title("Where in the network do they differ?" if site.pair else "What happens in each layer?")
-    tables = {key: _first_scores(site, measure) for key, measure in MEASURES.items()}
-    measured = {key: MEASURES[key] for key, table in tables.items() if len(table)}
-    if not measured:
+    found = measured(site.stored, site.chosen)
+    measures = {key: MEASURES[key] for key in found}
+    if not measures:
         models = shlex.join(site.words_of_models(site.chosen)) or "runs/baseline runs/viral"
         st.info(NONE.format(f"python -m analyses.all --model {models}"))
     else:
-        layers = sorted({layer for key in measured for layer in tables[key]["layer"]})
-        table = _strip(site, measured)
+        layers = sorted({layer for _, table in found.values() for layer in table["layer"]})
+        table = _strip(site, measures)
         layer = _layer(site, layers, table)
         shown = choice("shown", [SCORES, *([DIFFERENCES] if site.pair else []), IMAGES], SCORES, "Show")
-        questions(site, measured, layer, shown, table)
+        questions(site, measures, layer, shown, table)
     _training(site)
     _others(site)
-
-
-def _first_scores(site: Site, measure: Measure) -> pd.DataFrame:
-    """Return the scores of the first runs that have this measure; no rows if none has."""
-    tables = (scores_of(measure.key, stamp_of(runs), runs) for runs in site.stored.of(measure.analysis, site.chosen))
-    return next((table for table in tables if len(table)), pd.DataFrame())
 
 
 @cached

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,6 +16,7 @@ from workbench.dashboard.site import Site, cached, plain
 from workbench.data import Dataset, Sample, load_data
 from workbench.data.easy_vqa import SOURCE as EASY_VQA
 from workbench.data.photos import BACKGROUNDS, STAMPS
+from workbench.data.selection import DECODED
 from workbench.data.sources import is_here
 from workbench.data.specs import path_of
 from workbench.errors import DataError, WorkbenchError
@@ -52,7 +53,7 @@ def paths_of(spec: str) -> list[Path]:
 def changed(spec: str) -> tuple[object, ...]:
     """Return what changes when a data set appears on this machine, or the file or folder that it names changes.
 
-    A file in the folder that is written anew does not change the folder.
+    It does not notice a file that is written anew inside the folder, or a change in a subfolder.
     """
     fetched = map(is_here, FETCHED.get(spec.partition(":")[0], ()))
     return (*fetched, *((str(path), path.stat().st_mtime_ns) for path in paths_of(spec)))
@@ -86,18 +87,18 @@ def _samples(spec: str, limit: int | None, stamps: tuple[object, ...]) -> dict[s
 
 
 def asked_samples(answered: Answered, limit: int | None = None) -> tuple[Mapping[str, Sample], str]:
-    """Return {id: question} of the data set that the models were asked about, and ""; {} if it cannot be loaded.
+    """Return {id: question} of a pair's evaluation data, and a note.
 
-    If it is another version than the one that they were asked about, the questions are {} and the text says so.
+    The questions are {} if the data cannot be loaded, or if they are another version than the models were asked about;
+    only then there is a note.
     """
     model = answered.pair.shared[0][0]
-    spec, table = model.test_data, answered.table
+    spec = model.test_data
     samples = samples_of(spec, limit)
-    table = table[table["id"].isin(list(samples))]
-    asked = [samples[question] for question in table["id"]]
-    same = table["answer"].tolist() == [sample.answer for sample in asked]
-    same &= "question" not in table or table["question"].tolist() == [sample.question for sample in asked]
-    if same and len(answered.table) == len(asked) == len(samples) and (stored := content_asked(model)):
+    table = answered.table[answered.table["id"].isin(list(samples))]
+    same = bool(as_asked(table, [samples[question] for question in table["id"]], of=answered.table).all())
+    all_asked = (model.recipe.get("data") or {}).get("questions") is None and len(answered.table) == len(samples)
+    if same and len(table) == len(samples) and all_asked and (stored := content_asked(model)):
         try:
             same = dataset(spec, limit).fingerprint == stored
         except (WorkbenchError, OSError):  # one of its files is gone
@@ -105,6 +106,21 @@ def asked_samples(answered: Answered, limit: int | None = None) -> tuple[Mapping
     if same:
         return samples, ""
     return {}, f"Without images: {spec} on this machine is not the version that these models were asked about."
+
+
+def as_asked(table: pd.DataFrame, samples: Sequence[Sample], *, of: pd.DataFrame) -> pd.Series:
+    """Return for each row of a table of stored answers whether this sample is what was asked: its id says too little.
+
+    Args:
+        table: the rows.
+        samples: the question with the id of each row.
+        of: the whole table; images are compared if there are so few that their ids are hashes of their pixels.
+    """
+    same = pd.Series(True, table.index)
+    for name in ("question", "answer", *(["image_id"] if of["image_id"].nunique() <= DECODED else [])):
+        if name in table:
+            same &= table[name] == [getattr(sample, name) for sample in samples]
+    return same
 
 
 @st.cache_data(max_entries=4000, show_spinner=False)

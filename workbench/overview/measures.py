@@ -30,7 +30,7 @@ from workbench.overview.measure_rows import (
     tokens_and_vfms,
     words_of,
 )
-from workbench.overview.stored import StoredRun
+from workbench.overview.stored import Stored, StoredRun
 
 Asked = Literal["like", "readable", "used", "looked", "shaped"]
 QUESTIONS: dict[Asked, str] = {
@@ -243,6 +243,19 @@ def scores(measure: Measure, runs: Sequence[StoredRun]) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame(columns=["model", "series", *SCORES]).astype(dict.fromkeys(SCORES, float))
     return pd.concat(parts, ignore_index=True)
+
+
+def measured(stored: Stored, models: Sequence[str]) -> dict[str, tuple[Sequence[StoredRun], pd.DataFrame]]:
+    """Return {key of a measure: (the first runs that have it, its scores)}, without measures that no run has.
+
+    An analysis may be stored without rows of a measure, such as that of single blocks where windows were knocked out.
+    """
+    found: dict[str, tuple[Sequence[StoredRun], pd.DataFrame]] = {}
+    for key, measure in MEASURES.items():
+        tables = ((runs, scores(measure, runs)) for runs in stored.of(measure.analysis, models))
+        if first := next((each for each in tables if len(each[1])), None):
+            found[key] = first
+    return found
 
 
 @lru_cache(maxsize=8192)  # a few rows each; a page asks for them in the strip and in the chart

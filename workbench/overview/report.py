@@ -18,9 +18,9 @@ from workbench.errors import RunError
 from workbench.html_page import document, facts_table, html_figure, html_table, ledger_section
 from workbench.overview.charts import alignment_chart, curves_of, types_chart
 from workbench.overview.differences import Pair, strip
-from workbench.overview.measures import LONG, MEASURES, QUESTIONS, Measure, images_words, scores
+from workbench.overview.measures import LONG, MEASURES, QUESTIONS, images_words, measured
 from workbench.overview.models import Models
-from workbench.overview.stored import Stored, StoredRun
+from workbench.overview.stored import Stored
 from workbench.overview.story import Story, tell
 from workbench.overview.table import SETTINGS, accuracies_of, model_rows
 
@@ -101,16 +101,15 @@ def _accuracy(story: Story, models: Models, keys: Sequence[str]) -> str:
 
 def _layers(story: Story, stored: Stored, keys: Sequence[str], models: Models, used: dict[str, Sequence[str]]) -> str:
     """Return the strip of all measures and a chart of each; `used` gets {folder of a run: its command}."""
-    found = {key: _first_scores(stored, measure, keys) for key, measure in MEASURES.items()}
-    measured = {key: MEASURES[key] for key, (_, table) in found.items() if len(table)}
-    if not measured:
+    found = measured(stored, keys)
+    if not found:
         return '<section><h2 id="layers">Layers</h2><p>No measure of their layers is stored.</p></section>'
     parts = ['<section><h2 id="layers">Layers</h2>']
     if story.alignment is not None:
         first, second = map(escape, story.pair.names)
         parts += [f"<h3>CKNNA by layer: {second} minus {first}</h3>"]
         parts += [html_figure(alignment_chart(story, story.alignment), "alignment")]
-    table = strip(story.pair, stored, measured)
+    table = strip(story.pair, stored, {key: MEASURES[key] for key in found})
     if len(table):
         parts += ["<h3>All measures at once, in standard errors</h3>", html_figure(figures.layer_strip(table), "strip")]
         parts += [
@@ -122,7 +121,7 @@ def _layers(story: Story, stored: Stored, keys: Sequence[str], models: Models, u
         parts += [html_table(table.drop(columns="measure"), "differences")]
     several = len(keys) > len({models.by_key[key].variant for key in keys}) > 1
     for asked, short in QUESTIONS.items():
-        of_question = [measure for measure in measured.values() if measure.asked == asked]
+        of_question = [MEASURES[key] for key in found if MEASURES[key].asked == asked]
         if of_question:
             parts += [f"<h3>{escape(short)}</h3><p>{escape(LONG[asked])}</p>"]
         for measure in of_question:
@@ -138,12 +137,6 @@ def _layers(story: Story, stored: Stored, keys: Sequence[str], models: Models, u
                 parts += [f"<h4>{escape(title)}</h4>", html_figure(figure, f"{measure.key}-{len(parts)}")]
                 parts += [_quiet(about)]
     return "\n".join(parts) + "</section>"
-
-
-def _first_scores(stored: Stored, measure: Measure, keys: Sequence[str]) -> tuple[Sequence[StoredRun], pd.DataFrame]:
-    """Return the first runs that have this measure, and its scores; no rows if none has."""
-    tables = ((runs, scores(measure, runs)) for runs in stored.of(measure.analysis, keys))
-    return next((each for each in tables if len(each[1])), ((), pd.DataFrame()))
 
 
 def _claims(root: Path) -> str:

@@ -332,18 +332,19 @@ def caveat(alignment: Alignment | None, answers: Answered | None) -> str:
     """Return what the intervals do not cover, "" if there are no numbers."""
     counts: dict[str, int] = {}
     if answers is not None:
-        counts["accuracy"] = len(answers.pair.shared)
+        counts["Accuracy"] = len(answers.pair.shared)
     if alignment is not None:
         row = alignment.changes.iloc[0]
         counts["CKNNA"] = int(row["n"]) if row["over"] == "seeds" else 1
     if len(set(counts.values())) < 2:
         return _caveat(counts.popitem()[1]) if counts else ""
-    return " ".join(_caveat(count, f" for {name}") for name, count in counts.items())
+    return " ".join(_caveat(count, name) for name, count in counts.items())
 
 
 def _caveat(count: int, of: str = "") -> str:
-    """Return what intervals over so many seeds do not cover; `of` which numbers, where others are over more or less."""
+    """Return what intervals over so many seeds do not cover; `of` names the numbers, if others have other seeds."""
     if count == 1:
-        return f"One training each{of}: nothing here says how another seed would come out."
+        each = f"{of} compares one training each" if of else "One training each"
+        return f"{each}: nothing here says how another seed would come out."
     few = f"; {count} seeds are few, so the intervals are wide" if count < FEW_SEEDS else ""
-    return f"Intervals{of} are over {count} seeds, trained with both recipes{few}."
+    return f"Intervals{of and f' for {of}'} are over {count} seeds, trained with both recipes{few}."

@@ -131,6 +131,10 @@ def test_options_with_the_same_text_name_none() -> None:
         ("e. It eats plants", "E"),
         ("It is (a)", "A"),
         ("e.g. a fox", None),
+        ("E.g. a fox", None),
+        ("The answer is d", "D"),
+        ("This is an A-frame house.", None),
+        ("It has a double-D shape", None),
     ],
 )
 def test_an_option_of_one_letter_is_no_word_of_the_sentence(answer: str, option: str | None) -> None:

@@ -218,8 +218,8 @@ def test_the_caveat_counts_the_seeds_behind_each_number(tmp_path: Path) -> None:
     story = tell(*one_pair(tmp_path))
     assert "over 2 seeds" in story.cards[0].change
     assert story.caveat == (
-        "One training each for accuracy: nothing here says how another seed would come out. Intervals for CKNNA are"
-        " over 2 seeds, trained with both recipes; 2 seeds are few, so the intervals are wide."
+        "Accuracy compares one training each: nothing here says how another seed would come out. Intervals for CKNNA"
+        " are over 2 seeds, trained with both recipes; 2 seeds are few, so the intervals are wide."
     )
     shutil.rmtree(tmp_path / "viral-s0")
     for folder in tmp_path.glob("cknna-*"):
