@@ -1085,8 +1085,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     for name in ("baseline", "viral"):  # about images that are there
         file = root / name / "evaluation.parquet"
         asked = [scene[number] for scene in scenes for number in (0, 1)]
-        ids = {"id": [sample.id for sample in asked], "image_id": [sample.image_id for sample in asked]}
-        pd.read_parquet(file).assign(**ids).to_parquet(file)
+        real = {name: [getattr(sample, name) for sample in asked] for name in ("id", "image_id", "question", "answer")}
+        pd.read_parquet(file).assign(**real).to_parquet(file)
     store_claims(root)
     with serve(root) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
