@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from string import ascii_lowercase, ascii_uppercase
+from string import ascii_uppercase
 
 _MARKUP = re.compile(r"[*_`\"']")  # of Markdown, and quotation marks
 _WHOLE = re.compile(r"\(?\[?([A-Za-z])\]?\)?[.):]?")
@@ -23,6 +23,7 @@ _OR_ANOTHER = (
 _DENIED = re.compile(
     r"\b(?i:(?:not|isnt|neither|nor)\s+(?:the\s+)?(?:(?:answer|option|choice)\s+)?)(?:[(\[][A-Za-z][)\]]|[A-Z](?!\w))"
 )
+_NOT_IN_A_WORD, _NOR_BEFORE_ONE = r"(?<!\w)(?<!\w['\u2019.-])", r"(?!['\u2019.-]?\w)"  # around a letter
 _ARTICLE = re.compile(r"^an?\s+", re.IGNORECASE)
 _FRONT = re.compile(r"\bin[\s-]+front\b")
 _ON_THE_SIDE = re.compile(r"\bon\s+(?:(?:its|the)\s+)?(?=left|right)")
@@ -79,8 +80,8 @@ def parse_option(answer: str, options: Sequence[str]) -> str | None:
     """Return the option whose text is the only one in the answer, as whole words and in any case.
 
     Texts are looked for from the longest to the shortest, and what matches is taken out, so that "dark red" is not
-    also "red". Two options with the same text name none. A text that is one letter must be more than a word of the
-    sentence (`_letter`).
+    also "red". Two options with the same text name none. A text that is one letter counts where it is a letter, not
+    a word or a part of one (`_letter`).
     """
     rest, named = f" {' '.join(answer.split())} ", list[str]()
     for option in sorted(options, key=len, reverse=True):
@@ -89,24 +90,27 @@ def parse_option(answer: str, options: Sequence[str]) -> str | None:
             continue
         # of numbers, the whole: not 2 in 2.5 or in 1,200
         whole = rf"(?i)(?<!\w)(?<!\d[.,]){re.escape(text)}(?!\w)(?![.,]\d)"
-        rest, count = re.subn(_letter(option.strip()) if text in tuple(ascii_lowercase) else whole, " | ", rest)
+        rest, count = re.subn(_letter(text) if re.fullmatch("[a-z]", text) else whole, " | ", rest)
         if count or any(text == " ".join(other.lower().split()) for other in named):
             named.append(option)
     return named[0] if len(named) == 1 else None
 
 
-def _letter(option: str) -> str:
-    """Return a pattern of an option that is one letter.
+def _letter(letter: str) -> str:
+    """Return a pattern of an option that is one letter, given as a small one.
 
-    It stands alone, in any case: not in "T-shirt", "E.g." or "it's". Of A and I, which are words too, a small letter
-    counts only where it is the whole answer, comes first before `.` or `:`, or closes with a bracket, or if the option
-    is a small letter; before a lower-case word they are the article and the pronoun, unless that word is and, or, is or
-    because.
+    It stands alone, in any case: not in "T-shirt", "E.g." or "it's". A and I are words too. They do not count before
+    another word (the capital: before one in lower case) unless that is and, or, is or because, or they come first
+    before `.` or `:`, or before a bracket.
     """
-    anywhere = rf"(?i:^\W*{option}(?:\W*$|[.:]\s)|(?<!\w){option}(?=\s*[)\]]))"
-    word = r"(?!\s+(?!(?:and|or|is|because)\b)[a-z])" if option in "AaIi" else ""
-    cases = option + option.upper() if option in "AaIi" else option.lower() + option.upper()
-    return rf"{anywhere}|(?<!\w)(?<!\w['\u2019.-])[{cases}](?!['\u2019.-]?\w){word}"
+    if letter not in "ai":
+        return rf"(?i){_NOT_IN_A_WORD}{letter}{_NOR_BEFORE_ONE}"
+    marked = rf"(?i:^\W*{letter}[.:]\s|(?<!\w){letter}(?=\s*[)\]]))"
+    small, capital = (
+        rf"{_NOT_IN_A_WORD}{form}{_NOR_BEFORE_ONE}(?!\s+(?!(?:and|or|is|because)\b){word})"
+        for form, word in ((letter, r"\w"), (letter.upper(), "[a-z]"))
+    )
+    return rf"{marked}|{small}|{capital}"
 
 
 def parse_relation(answer: str, options: Sequence[str]) -> str | None:
