@@ -96,7 +96,11 @@ def _table(site: Site) -> None:
         column_config=columns(by_seed=by_seed),
         height=38 + 35 * min(len(rows), TOP),
     )
-    st.caption("The baseline first, then the others by accuracy. p is Holm-corrected over the chosen models alone.")
+    others = "variants" if by_seed else "models"
+    st.caption(
+        f"The baseline first, then the {len(rows) - 1} others by accuracy. p is Holm-corrected over the chosen {others}"
+        " alone."
+    )
     site.link("models", "All about them →")
 
 

@@ -196,7 +196,9 @@ def test_home_counts_the_chosen_seeds_alone(tmp_path: Path, monkeypatch: pytest.
             weight = {"viral": 0.5, "zeta": 2.0}.get(name, 0.0)
             train(tmp_path, f"{name}-s{seed}", right=share(right), seed=seed, aligned=weight > 0, weight=weight)
     m = ["baseline-s1", "viral-s0", "viral-s1", "zeta-s0", "zeta-s1"]
-    table = open_page("home", tmp_path, monkeypatch, b="baseline-s0", m=m).dataframe[0].value.set_index("variant")
+    app = open_page("home", tmp_path, monkeypatch, b="baseline-s0", m=m)
+    assert "then the 2 others by accuracy. p is Holm-corrected over the chosen variants alone." in text_of(app)
+    table = app.dataframe[0].value.set_index("variant")
     assert table["seeds"].to_dict() == {"baseline": 2, "viral": 2, "zeta": 2}
     assert table["accuracy"].to_dict() == pytest.approx({"baseline": 0.5, "viral": 0.85, "zeta": 0.6})
     assert table.loc["viral", "difference"] == pytest.approx(0.35)
