@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
 from torch import Tensor
 
 from workbench.errors import DataError
@@ -322,6 +321,8 @@ def _ranked(x: Array, _: int, name: str, __: int = 0) -> Square:
 
     The Spearman correlation is the Pearson correlation of ranks, so it is the inner product of two such matrices.
     """
+    from scipy.stats import rankdata  # imported here because it takes half a second of every command
+
     _check_pairs(x, "RSA")
     rows = unit_rows(torch.as_tensor(x).double(), name)
     n = rows.shape[-2]
