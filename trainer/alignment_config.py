@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt
 
 from workbench.errors import ConfigError, listed
-from workbench.options import check_ranges
+from workbench.options import check_options
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class SelectionConfig:
     """Number of training images, the first ones, on which it is measured."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "alignment.selection.")
+        check_options(self, "alignment.selection.")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class AlignmentConfig:
         for name, values in (("layer", self.layer), ("vfm", self.vfm)):
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"alignment.{name} is {listed(values)}: expected one or more, none of them twice")
-        check_ranges(self, "alignment.")
+        check_options(self, "alignment.")
         if self.objective in ("cosine", "predict") and self.heads == "none":
             raise ConfigError(
                 f"alignment.heads is none: expected each or shared for the {self.objective} objective, since tokens and"

@@ -84,6 +84,11 @@ def train(recipe: str | Path | Recipe, **options: Any) -> Training:
         complete = recipe
     else:
         complete = read_recipe(recipe, **options)
+    if complete.dry_run:
+        raise ConfigError(
+            "dry_run is True, and train returns a finished run: expected False, or python -m trainer RECIPE --dry_run,"
+            " which prints the plan and trains nothing"
+        )
     from trainer.run import train as run
 
     run(complete, ["train", str(recipe) if not isinstance(recipe, Recipe) else "Recipe"])

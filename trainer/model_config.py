@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Lt
 
 from workbench.errors import ConfigError
-from workbench.options import check_ranges
+from workbench.options import check_options
 
 ModelKind = Literal["toy", "assembled", "pretrained"]
 TOY_ONLY = (
@@ -45,7 +45,7 @@ class LoraConfig:
     """Names of the linear layers that get an adapter, in every block."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "model.lora.")
+        check_options(self, "model.lora.")
         if not self.targets:
             raise ConfigError("model.lora.targets is empty: expected names of linear layers, such as q_proj")
 
@@ -108,7 +108,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.kind is None:
             object.__setattr__(self, "kind", "toy" if self.name is None else "pretrained")
-        check_ranges(self, "model.")
+        check_options(self, "model.")
         if not self.vision_encoder_features:
             raise ConfigError("model.vision_encoder_features is empty: expected one or more block numbers from 0")
         if self.width % (2 * self.heads):  # rotary position embeddings rotate pairs of channels in each head

@@ -16,7 +16,7 @@ from annotated_types import Ge, Le, Lt
 from trainer.alignment_config import AlignmentConfig
 from trainer.model_config import ModelConfig
 from workbench.errors import ConfigError, listed
-from workbench.options import check_ranges
+from workbench.options import check_options
 from workbench.stored_recipe import RENAMED
 
 
@@ -57,7 +57,7 @@ class DataConfig:
     the batches depends on the seed."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "data.")
+        check_options(self, "data.")
         if not self.train:
             raise ConfigError("data.train is empty: expected a data set, such as shapes:train")
         if self.weights and (
@@ -119,7 +119,7 @@ class OptimConfig:
     which needs less memory and more time."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "optim.")
+        check_options(self, "optim.")
         if self.global_batch is not None and self.accumulation != 1:
             raise ConfigError(
                 f"optim.accumulation is {self.accumulation}, but it follows from optim.global_batch ="
@@ -176,7 +176,7 @@ class MonitorConfig:
     """Number of steps after which an alignment head whose weights have not changed causes a warning."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, "monitor.")
+        check_options(self, "monitor.")
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class Recipe:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_options(self)
         self._check_start()
         if self.repaired and not self.resume:
             raise ConfigError(

@@ -102,7 +102,7 @@ def _trained(recipe: Recipe, checkpoint: Path | None) -> AlignmentTrainer:
             load_model(setup.model, checkpoint)
     trainer = build_trainer(recipe, setup)
     trainer.warnings += warnings
-    distributed.on_main(write_recipe, recipe.output_dir, recipe)
+    distributed.on_main(write_recipe, recipe.output_dir, recipe, checkpoint)
     trainer.run(checkpoint, state)
     return trainer
 

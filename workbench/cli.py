@@ -128,7 +128,7 @@ def parse(
                 cls,
                 prog=prog,
                 description=_with_commands(description),
-                args=[*flags, *_null_as_none(argv, known)],
+                args=[*map(_from_home, flags), *map(_from_home, _null_as_none(argv, known))],
                 use_underscores=True,
                 config=(tyro.conf.AvoidSubcommands,),
                 registry=_ranges_in_help(),
@@ -209,6 +209,12 @@ def changed_flags(config: object) -> list[str]:
         if value != field.default:
             words += as_flags(field.name, plain(value))
     return words
+
+
+def _from_home(word: str) -> str:
+    """Return a word with the home folder for `~/`, which shells leave in `--option=~/FOLDER`, and YAML everywhere."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{os.path.expanduser(value)}" if value.startswith("~/") else word
 
 
 def _null_as_none(argv: Sequence[str], known: Mapping[str, Any]) -> list[str]:

@@ -19,17 +19,22 @@ def is_folder(model: str) -> bool:
 def split_name(word: str) -> tuple[str, str]:
     """Split `NAME=FOLDER_OR_HUB_ID` into name and model; without NAME the name is "".
 
-    A word that is an existing path is not split, since the name of a folder may contain an equals sign.
+    A word that is an existing path is not split, since the name of a folder may contain an equals sign. `~/` is the
+    home folder, which shells leave in NAME=~/FOLDER.
 
     Raises:
         ConfigError: nothing before or after the equals sign.
     """
     name, equals, model = word.partition("=")
     if not equals or Path(word).exists() or ("/" in name and Path(word).parent.is_dir()):
-        return "", word
+        return "", _from_home(word)
     if not name.strip() or not model:
         raise ConfigError(f"model is '{word}': expected NAME=FOLDER_OR_HUB_ID, with text on both sides of the =")
-    return name, model
+    return name, _from_home(model)
+
+
+def _from_home(model: str) -> str:
+    return os.path.expanduser(model) if model.startswith("~/") else model
 
 
 def label_of(model: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForImageTextToText
 
 from tests.conftest import SMALL, recipe, refused
@@ -712,6 +714,25 @@ def test_the_image_is_added_at_the_visual_positions_only(llava: Path, source: st
         torch.testing.assert_close(
             after[row].values[0][visual].double(), before[row].values[1][visual].double() + added, atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("source", ["encoder", "projector"])
+def test_a_block_that_runs_again_in_the_backward_pass_adds_the_same(llava: Path, source: str) -> None:
+    """Some versions of transformers checkpoint the call of a block, and what is added to its output with it."""
+    gradients = []
+    for again in (False, True):
+        mllm = MLLM.load(str(llava), validate=False)
+        batch = mllm.encode([square_image(0)], ["what is this ?"])
+        torch.manual_seed(0)
+        residual = attach_residual(mllm.model, source, [2], 32)  # type: ignore[arg-type]
+        for adapter in residual.adapters:
+            torch.nn.init.normal_(adapter.weight)  # type: ignore[arg-type]
+        for block in mllm.decoder.layers if again else ():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        mllm.model(**batch.inputs).logits.square().mean().backward()
+        gradients.append({name: p.grad for name, p in mllm.model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
 
 
 @pytest.mark.parametrize("source", ["encoder", "projector"])

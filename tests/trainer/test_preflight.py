@@ -21,7 +21,7 @@ from trainer.preflight import VisualLengths, _lengths, image_sizes, look_through
 from trainer.recipe import Recipe
 from trainer.run import train
 from trainer.setups.conversation import ConversationSetup
-from trainer.setups.conversation_data import ConversationSet
+from trainer.setups.conversation_data import Collator, ConversationSet
 from trainer.setups.rows import Rows
 from workbench.cli import parse
 from workbench.data import load_data
@@ -149,6 +149,26 @@ def test_an_image_is_refused_exactly_where_training_would_stop_at_it(name: str, 
         assert [sentence.split(" of ")[0].split()[-1] for sentence in sentences] == [
             str(count) for count in (cut, lost) if count
         ]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options", "why"),
+    [
+        ("qwen2_vl", (14, 14), {"mask": 0.5}, "an image or tile has one visual token"),
+        ("llava_onevision", (160, 160), {"encoder": True}, "its tokens mix several encoder features"),
+    ],
+)
+def test_a_row_that_the_alignment_loss_cannot_use_is_named(
+    name: str, size: tuple[int, int], options: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    mllm = MLLM.load(str(build(name, tmp_path / "m")), validate=False)
+    if name == "qwen2_vl":
+        mllm.processor.image_processor.size["shortest_edge"] = 1  # no smallest number of tokens
+    data = ConversationSet(load_data(f"llava_json:{data_of(tmp_path / 'w', [(60, 60), size])}"))
+    collate = Collator(mllm, data, None, **options)
+    assert len(collate([0])["labels"]) == 1
+    with pytest.raises(DataError, match=rf"conversation 2:1 of llava_json.*{why}.*leave it out \(drop=ROW"):
+        collate([0, 1])
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def test_a_layer_the_language_model_does_not_have_is_refused() -> None:
 
 
 def test_a_recipe_stored_before_a_key_existed_is_still_the_same_recipe(tmp_path: Path) -> None:
-    write_recipe(tmp_path, Recipe())
+    write_recipe(tmp_path, Recipe(), None)
     stored = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     del stored["model"]["language"], stored["model"]["train"], stored["data"]["questions"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(stored))

@@ -340,13 +340,13 @@ def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> N
     (tmp_path / ".gitignore").write_text("*")
     with pytest.raises(RunError, match="is not empty"):
         check_output(tmp_path, Recipe())
-    write_recipe(tmp_path, Recipe())
+    write_recipe(tmp_path, Recipe(), None)
     assert sorted(file.name for file in tmp_path.iterdir()) == [".gitignore", "recipe.yaml"]
     for step in (2, 4, 10):  # killed when the third was in its place and the first not yet removed
         (tmp_path / ".unfinished" / f"checkpoint-{step}").mkdir(parents=True)
         (tmp_path / ".unfinished" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
         publish_checkpoint(tmp_path, f"checkpoint-{step}", None)
-    write_recipe(tmp_path, Recipe(keep_checkpoints=2))
+    write_recipe(tmp_path, Recipe(keep_checkpoints=2), tmp_path / "checkpoint-10")
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         ".gitignore",
         "checkpoint-10",
@@ -354,7 +354,7 @@ def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> N
         "recipe.yaml",
     ]
     (tmp_path / "checkpoint-10" / "files.json").unlink()
-    write_recipe(tmp_path, Recipe(keep_checkpoints=1))  # the one that can be resumed from stays
+    write_recipe(tmp_path, Recipe(keep_checkpoints=1), tmp_path / "checkpoint-4")  # it stays
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         ".gitignore",
         "checkpoint-10",
@@ -362,6 +362,23 @@ def test_a_run_that_died_writing_its_recipe_is_started_anew(tmp_path: Path) -> N
         "recipe.yaml",
     ]
     words = Recipe(resume=True, keep_checkpoints=1)
+    assert check_output(tmp_path, words) == tmp_path / "checkpoint-4"
+
+
+def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path: Path) -> None:
+    """The newest has its full size and cannot be read: the one before is resumed from, and stays until the next."""
+    write_recipe(tmp_path, Recipe(), None)
+    for step in (4, 8):
+        (tmp_path / ".unfinished" / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / ".unfinished" / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+        publish_checkpoint(tmp_path, f"checkpoint-{step}", None)
+    (tmp_path / "checkpoint-8" / "trainer_state.json").write_text("{,")
+    (tmp_path / "checkpoint-8" / "files.json").write_text('{"trainer_state.json": 2}')
+    words = Recipe(resume=True, keep_checkpoints=1)
+    resumed = check_output(tmp_path, words)
+    assert resumed == tmp_path / "checkpoint-4"
+    write_recipe(tmp_path, words, resumed)
+    assert [file.name for file in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
     assert check_output(tmp_path, words) == tmp_path / "checkpoint-4"
 
 

@@ -47,6 +47,11 @@ def test_what_python_asks_of_a_training_is_checked_as_on_the_command_line(tmp_pa
         train("shapes_viral", optim={"steps": 0}, output_dir=tmp_path / "a")
     with pytest.raises(ConfigError, match="option 'seed' beside a Recipe"):
         train(read_recipe("shapes_viral"), seed=1)
+    with pytest.raises(
+        ConfigError, match="dry_run is True, and train returns a finished run: expected False, or python"
+    ):
+        train("shapes_viral", dry_run=True, output_dir=tmp_path / "a")
+    assert read_recipe("shapes_viral", output_dir="~/runs/a").output_dir == Path.home() / "runs" / "a"
     assert read_recipe("shapes_viral", resume=True, alignment={"vfm": ("a", "b")}).alignment.vfm == ("a", "b")
     assert not [*tmp_path.iterdir()]
 

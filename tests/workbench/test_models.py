@@ -163,6 +163,8 @@ def test_a_hub_id_that_does_not_exist_may_be_a_folder(here: Path) -> None:
 def test_names_and_paths_are_split() -> None:
     assert split_name("a=b/c") == ("a", "b/c")
     assert split_name("b/c") == ("", "b/c")
+    assert split_name("a=~/c") == ("a", str(Path.home() / "c"))  # shells expand ~ at the beginning of a word alone
+    assert split_name("~/c") == ("", str(Path.home() / "c"))
     assert label_of("a=b/c") == "a"
     assert label_of("b/c") == "c"
 

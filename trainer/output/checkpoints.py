@@ -234,6 +234,14 @@ def keep_newest(folder: Path, keep: int | None) -> None:
         _remove(old.folder)
 
 
+def remove_later(folder: Path, checkpoint: Path | None) -> None:
+    """Remove all checkpoints of full size after `checkpoint`, or all if it is None."""
+    for later in reversed(whole_checkpoints(folder)):
+        if later.folder == checkpoint:
+            break
+        _remove(later.folder)
+
+
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint in such a way that a run that is killed meanwhile leaves none that looks complete."""
     if checkpoint.exists():

@@ -17,6 +17,7 @@ from trainer.output.checkpoints import (
     check_same_launch,
     keep_newest,
     log,
+    remove_later,
     unreadable_file,
     whole_checkpoints,
 )
@@ -160,11 +161,16 @@ def _is_taken(folder: Path) -> bool:
     return bool(set(folder.iterdir()) - unfinished)
 
 
-def write_recipe(folder: Path, recipe: Recipe) -> None:
+def write_recipe(folder: Path, recipe: Recipe, checkpoint: Path | None) -> None:
     """Store the recipe, which marks `folder` as a training run, and remove unfinished files of a killed run.
 
     The caller must hold the `output_lock` of the folder.
+
+    Args:
+        checkpoint: the one that the run is resumed from, if any. Later ones cannot be read (`check_output`), and are
+            removed: they would count among the newest, in whose place good ones would be removed.
     """
+    remove_later(folder, checkpoint)
     keep_newest(folder, recipe.keep_checkpoints)
     for unfinished in (folder / UNFINISHED, folder / FINAL):
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from trainer.aligned_model import answer_positions
 from trainer.masking import loss_tokens
 from trainer.setups.rows import Rows
 from trainer.targets.vfm_targets import Targets
+from workbench.capture.hidden_states import encoder_rows
 from workbench.data import Dataset
 from workbench.data.base import Conversation
 from workbench.data.images import shown
@@ -137,12 +138,19 @@ class ConversationSet(torch.utils.data.Dataset):
 
 
 def encode_rows(
-    mllm: MLLM, data: ConversationSet, numbers: Sequence[int], max_length: int | None, *, device: str | None = None
+    mllm: MLLM,
+    data: ConversationSet,
+    numbers: Sequence[int],
+    max_length: int | None,
+    *,
+    device: str | None = None,
+    check: Callable[[Batch], None] | None = None,
 ) -> tuple[Batch, Tensor]:
     """Encode the conversations with these numbers; return the batch and its labels.
 
     Args:
         device: where the tensors are put; by default the model's device.
+        check: raises a WorkbenchError if a batch cannot be used.
 
     Raises:
         DataError: a conversation cannot be encoded; the message names its row and what to do. All conversations were
@@ -150,15 +158,23 @@ def encode_rows(
             header, or the data have changed since.
     """
     conversations = [data.conversations[number] for number in numbers]
-    turns = [c.turns for c in conversations]
+
+    def encoded(rows: Sequence[Conversation], device: str | None) -> tuple[Batch, Tensor]:
+        images = [row.images for row in rows]  # reads the image files
+        batch, labels = encode_conversations(
+            mllm, images, [row.turns for row in rows], max_length=max_length, device=device
+        )
+        if check is not None:
+            check(batch)
+        return batch, labels
+
     try:
-        images = [c.images for c in conversations]  # reads the image files
-        return encode_conversations(mllm, images, turns, max_length=max_length, device=device)
+        return encoded(conversations, device)
     except WorkbenchError as error:
         broken, why = conversations[0], error
         for conversation in conversations if len(conversations) > 1 else ():
             try:
-                encode_conversations(mllm, [conversation.images], [conversation.turns], max_length=max_length)
+                encoded([conversation], "cpu")
             except WorkbenchError as alone:
                 broken, why = conversation, alone
                 break
@@ -174,6 +190,7 @@ class Collator:
         count_tiles: whether the weight of a batch among those of an optimizer step, its entry `aligned`, is the number
             of its images and tiles; otherwise it is the number of its visual tokens that the loss is on.
         mask: share of the visual tokens that are hidden, and that alone the loss is on; 0 for none.
+        encoder: whether the targets are the features of the model's own vision encoder.
     """
 
     def __init__(
@@ -185,13 +202,15 @@ class Collator:
         *,
         count_tiles: bool = False,
         mask: float = 0.0,
+        encoder: bool = False,
     ) -> None:
         self._mllm, self._data, self.max_length = mllm, data, max_length
-        self._targets, self._count_tiles, self._mask = targets, count_tiles, mask
+        self._targets, self._count_tiles, self._mask, self._encoder = targets, count_tiles, mask, encoder
 
     def __call__(self, numbers: list[int]) -> dict[str, Any]:
         """Return the batch, on the CPU; the Trainer moves it to the model's device."""
-        batch, labels = encode_rows(self._mllm, self._data, numbers, self.max_length, device="cpu")
+        check = self._check if self._mask or self._encoder else None
+        batch, labels = encode_rows(self._mllm, self._data, numbers, self.max_length, device="cpu", check=check)
         visual = self._mllm.visual_tokens(batch)
         inputs: dict[str, Any] = dict(batch.inputs)
         tiles = [tile for sample in visual for tile in sample]
@@ -201,3 +220,15 @@ class Collator:
         if self._targets is not None:
             inputs["targets"] = self._targets(numbers, batch.images, visual)
         return inputs
+
+    def _check(self, batch: Batch) -> None:
+        """Check that the alignment loss can use a batch, so that the message names the row that it cannot use.
+
+        Raises:
+            WorkbenchError: an image or tile has too few tokens for a mask, or tokens without features of their own.
+        """
+        visual = self._mllm.visual_tokens(batch)
+        for tile in (tile for sample in visual for tile in sample):
+            loss_tokens(len(tile.index), self._mask)
+        if self._encoder:
+            encoder_rows(self._mllm, visual)

@@ -64,14 +64,25 @@ def _scores(answers: Answers) -> list[dict[str, object]]:
 
 
 def check_comparable(runs: Runs) -> None:
-    """Check that all runs answered the same questions, and that data and weights of one name had the same content.
+    """Check that all runs answered the same questions, and that what has one name was the same in all of them.
+
+    These are data and weights by their content, and the images of a step, which depend on the number of processes.
 
     Raises:
         RunError: names two runs that differ.
     """
     asked: dict[str, str] = {}
     alike: dict[tuple[str, str], tuple[Job, str]] = {}
+    batches: dict[str, tuple[Job, int]] = {}
     for job, result in runs:
+        if result.global_batch is not None:
+            optim = {key: value for key, value in result.recipe["optim"].items() if "batch" in key}
+            earlier, size = batches.setdefault(json.dumps(optim, sort_keys=True), (job, result.global_batch))
+            if result.global_batch != size:
+                raise RunError(
+                    f"{earlier} was trained on {size} images a step and {job} on {result.global_batch}, since there"
+                    " numbers of processes differ: expected the same number in all runs, or optim.global_batch in the recipe"
+                )
         for answers in filter(None, (result.last, result.best)):
             asked.setdefault(answers.asked, str(job))
         if len(asked) > 1:

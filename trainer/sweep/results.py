@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from trainer.output.folder import check_same_values
+from trainer.recipe import Recipe
 from trainer.sweep.spec import Job, Sweep, check
 from workbench.errors import RunError
 from workbench.files import atomic_file
 from workbench.scoring.answers import Answers, answers_of
 from workbench.stored_recipe import current_recipe
 from workbench.training_folder import BEST, LOG_FILE, RECORD_FILE, best_of, read_table, training_record
+from workbench.yaml_config import as_mapping, merge
 
 CURVE = {
     "step": "step",
@@ -59,6 +61,7 @@ class Result:
             the validation split.
         losses: {step, lm_loss, alignment_loss} of the last row of the training log.
         warnings: of the training.
+        global_batch: images in an optimizer step, of all processes; None in files that are older than this field.
     """
 
     run: str
@@ -76,6 +79,7 @@ class Result:
     curve: dict[str, list[float | None]]
     losses: dict[str, float | None]
     warnings: list[str]
+    global_batch: int | None = None
 
 
 def finished(sweep: Sweep) -> list[tuple[Job, Result]]:
@@ -135,6 +139,7 @@ def result_of(sweep: Sweep, job: Job) -> Result:
         curve=curve,
         losses=losses,
         warnings=record.get("warnings", []),
+        global_batch=record.get("global_batch"),
     )
 
 
@@ -155,11 +160,30 @@ def _number(value: float) -> float | None:
 
 
 def export(folder: Path, runs: Sequence[tuple[Job, Result]]) -> None:
-    """Write a JSON file for each run, with one line for each field."""
+    """Write a JSON file for each run, with one line for each field.
+
+    Raises:
+        RunError: a file of that name holds another run; nothing is written.
+    """
+    for _, result in runs:
+        _check_same_run(folder / f"{result.run}.json", result)
     for _, result in runs:
         with atomic_file(folder / f"{result.run}.json") as partial:
             lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in asdict(result).items())
             partial.write_text(f"{{\n{lines}\n}}\n")
+
+
+def _check_same_run(file: Path, result: Result) -> None:
+    """Check that an exported file, if it is there, is of a run with the recipe of `result`."""
+    try:
+        stored = merge(as_mapping(Recipe()), current_recipe(json.loads(file.read_text())["recipe"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # missing or damaged
+    if stored != merge(as_mapping(Recipe()), result.recipe):
+        raise RunError(
+            f"{file} holds a run with another recipe, which would be lost: expected another folder for --export, or"
+            " that file removed"
+        )
 
 
 def _read(sweep: Sweep, job: Job, file: Path) -> Result:

@@ -73,12 +73,15 @@ class Job:
 
     @property
     def start(self) -> Path | None:
-        """The folder of the training that this one starts from, if any: of --start, or a --model.name of this sweep."""
-        if "--start" in self.arguments:
-            return Path(self.arguments[self.arguments.index("--start") + 1])
-        if "--model.name" in self.arguments:
-            name = Path(self.arguments[self.arguments.index("--model.name") + 1])
-            return name if name.parent == self.folder.parent else None
+        """The folder of the training that this one starts from, if any: of --start, or a --model.name of this sweep.
+
+        Where that is a folder in a training of this sweep, such as best/ or a checkpoint, it is that training's.
+        """
+        for option in ("--start", "--model.name"):
+            if option in self.arguments:
+                named = Path(self.arguments[self.arguments.index(option) + 1])
+                own = (folder for folder in (named, named.parent) if folder.parent == self.folder.parent)
+                return next(own, named if option == "--start" and str(named) != "None" else None)
         return None
 
     @property
@@ -108,8 +111,8 @@ class Sweep:
     """Seeds that every variant is trained with."""
     variants: tuple[str, ...] = ()
     """Variants, each as "NAME: RECIPE --section.key value ..."; {output_dir}, {seed} and {point} (of the grid, such as
-    _limit_train-300) are filled in. A run whose --start or --model.name is the folder of another run waits until that
-    one is finished."""
+    _limit_train-300) are filled in. A run whose --start or --model.name is the folder of another run, or a folder in
+    it, such as best, waits until that one is finished."""
     grid: tuple[str, ...] = ()
     """Axes of a grid, each as "section.key: value value ..."; a value such as 2,3,4 is a list. Every combination is
     trained for every variant or, with `over`, is itself a variant of that recipe."""
@@ -333,9 +336,15 @@ def check(sweep: Sweep) -> None:
             recipe.model.kind != "toy"
             and not job.finished
             and job.folder != first
-            and not _has_options(recipe.data.val, recipe.data.limit_val)
+            and not _has_options(*(compared := _compared(recipe)))
         ):
-            raise ConfigError(f"variant '{job.name}' is validated on {recipe.data.val}, by the loss: {SCORED}")
+            raise ConfigError(f"variant '{job.name}' is evaluated on {compared[0]}, by the loss: {SCORED}")
+
+
+def _compared(recipe: Recipe) -> tuple[str, int | None]:
+    """Return the data set whose answers a sweep compares, and the limit of its images."""
+    data = recipe.data
+    return (data.val, data.limit_val) if data.test is None else (data.test, data.limit_test)
 
 
 @cache

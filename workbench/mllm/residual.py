@@ -128,7 +128,8 @@ class Residual(nn.Module):
         if self.source == "projector":
             assert self._first_input is not None
             return self._first_input[visual.to(self._first_input.device)]
-        if self._encoder_features is None or not self._features_are_new:
+        # activation checkpointing runs a block again after the forward pass, with the features of that pass
+        if self._encoder_features is None or (self._running and not self._features_are_new):
             raise ModelError(
                 "this model adds its image again from the vision encoder's features: expected an image that goes"
                 " through the projector in this forward pass"

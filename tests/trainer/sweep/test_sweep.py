@@ -22,7 +22,7 @@ from trainer.checks import check_vfms
 from trainer.recipe import Recipe
 from trainer.sweep.comparison import report, write
 from trainer.sweep.results import finished
-from trainer.sweep.runner import noted_signals
+from trainer.sweep.runner import is_ready, noted_signals
 from trainer.sweep.spec import Sweep, check
 from workbench.cli import parse
 from workbench.errors import ConfigError, RunError, WorkbenchError
@@ -246,13 +246,49 @@ def test_what_a_sweep_cannot_compare_is_refused_before_training(tmp_path: Path) 
         f"trainer/recipes/llava15_7b_baseline.yaml --data.train llava_json:{tmp_path}/c.json --data.val"
         f" llava_json:{tmp_path}/c.json"
     )
-    with pytest.raises(ConfigError, match=r"is validated on .* by the loss: expected questions with options"):
+    with pytest.raises(ConfigError, match=r"is evaluated on .* by the loss: expected questions with options"):
         check(Sweep(output_dir=tmp_path / "out", variants=(f"baseline: {words}",)))
+    untested = f"baseline: {words} --data.val shapes:val --data.test llava_json:{tmp_path}/c.json"
+    with pytest.raises(ConfigError, match=r"is evaluated on llava_json:.* by the loss"):  # the test set is compared
+        check(Sweep(output_dir=tmp_path / "out", variants=(untested,)))
+    check(Sweep(output_dir=tmp_path / "out", variants=(f"baseline: {words} --data.test shapes:test",)))
     with pytest.raises(ConfigError, match=r"two runs of the sweep would be trained in .*baseline-s0"):
         check(replace(PLAIN, output_dir=tmp_path, first="baseline-s0: trainer/recipes/shapes_stage1.yaml"))
     assert next(
         Sweep(output_dir=tmp_path, variants=(f"baseline: {recipe('stage1')} --start=runs/a",)).runs()
     ).start == Path("runs/a")
+
+
+@pytest.mark.parametrize("inside", ["", "/best", "/checkpoint-400"])
+def test_a_run_that_starts_from_a_folder_in_another_run_waits_for_that_run(inside: str, tmp_path: Path) -> None:
+    line = f"{recipe('stage1')} --start {{output_dir}}/stage1-s{{seed}}{inside}"
+    (job,) = Sweep(output_dir=tmp_path, seeds=(0,), variants=(f"baseline: {line}",)).runs()
+    assert job.start == tmp_path / "stage1-s0"
+    (tmp_path / "stage1-s0" / "best").mkdir(parents=True)
+    (tmp_path / "stage1-s0" / "best" / "model.safetensors").write_text("")
+    assert not is_ready(job)
+    (tmp_path / "stage1-s0" / "training.json").write_text("{}")
+    assert is_ready(job)
+    (other,) = Sweep(
+        output_dir=tmp_path / "b", seeds=(0,), variants=(f"baseline: {recipe('stage1')} --start {tmp_path}/m",)
+    ).runs()
+    assert not is_ready(other)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.safetensors").write_text("")
+    assert is_ready(other)
+
+
+def test_runs_with_other_global_batches_are_not_compared(tmp_path: Path) -> None:
+    """The recipe does not say how many processes there are, each of which has its own batch."""
+    store(tmp_path, {"baseline": [4, 5], "layer-2": [5, 6]})
+    sweep = replace(PLAIN, output_dir=tmp_path, seeds=(0, 1), over=LINE, grid=("alignment.layer: 2",))
+    for job in sweep.runs():
+        file = job.folder / "training.json"
+        file.write_text(
+            json.dumps(json.loads(file.read_text()) | {"global_batch": 32 if job.name == "baseline" else 8})
+        )
+    with pytest.raises(RunError, match=r"was trained on 32 images a step and .*layer-2-s0 on 8, since their numbers"):
+        compared(sweep)
 
 
 @pytest.mark.slow

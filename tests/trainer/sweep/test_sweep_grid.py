@@ -345,8 +345,17 @@ def test_an_export_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path)
     store_run(job.folder, 5, recipe=as_mapping(job.recipe()))
     export(kept, finished(sweep))
     assert json.loads((kept / f"{job}.json").read_text())["recipe"]["start"] == "first"
+    export(kept, finished(sweep))  # the same run again
     again = replace(sweep, exported=kept, report=True)
     assert len(finished(again)) == 1
+    content = (kept / f"{job}.json").read_text()
+    (kept / f"{job}.json").write_text(content.replace('"warmup": 40', '"warmup": 41'))
+    with pytest.raises(
+        RunError, match=r"s3.json holds a run with another recipe, which would be lost: expected another"
+    ):
+        export(kept, finished(sweep))
+    assert '"warmup": 41' in (kept / f"{job}.json").read_text()
+    (kept / f"{job}.json").write_text(content)
     other = replace(again, variants=(f"{sweep.variants[0]} --optim.warmup 7",))
     with pytest.raises(
         ConfigError,

@@ -218,7 +218,7 @@ def test_the_trainer_records_the_teachers_norm_and_reads_older_recipes(tmp_path:
     assert record["vfm_fingerprint"] == "f0747919d4b19c80"
     assert not torch.equal(targets, own)
     recipe = Recipe(alignment=replace(alignment, teacher_norm="own"))
-    write_recipe(tmp_path, recipe)
+    write_recipe(tmp_path, recipe, None)
     stored = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     del stored["alignment"]["teacher_norm"]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(stored))
