@@ -92,7 +92,7 @@ class Ablation:
 def run(config: Config, context: Context) -> Result:
     """Ask every question before and after each knockout, and before and after each ablation of its objects."""
     asking = ask(config, context.mllm, context.data, types=config.types, each=config.questions)
-    windows = _windows(config, context)
+    windows, too_long = _windows(config, context)
     ablations, mean, features, record = _ablations(config, context, asking)
     parts = context.map("knockout", asking.worded, partial(_knock_out, context, windows, features))
     parts += context.map(
@@ -103,7 +103,7 @@ def run(config: Config, context: Context) -> Result:
     )
     samples = joined(parts, "samples")
     record |= asking.record
-    return Result({"scores": _scores(samples, config), "samples": samples}, {}, record, asking.left_out)
+    return Result({"scores": _scores(samples, config), "samples": samples}, {}, record, [*asking.left_out, *too_long])
 
 
 def _knock_out(
@@ -120,11 +120,13 @@ def _knock_out(
     return Part({"samples": pd.concat(tables, ignore_index=True)})
 
 
-def _windows(config: Config, context: Context) -> list[tuple[int, int]]:
-    """Return the first and last block of each window; the last window has all blocks.
+def _windows(config: Config, context: Context) -> tuple[list[tuple[int, int]], list[str]]:
+    """Return the first and last block of each window, and which windows that were asked for end beyond the model.
+
+    The last window has all blocks.
 
     Raises:
-        ConfigError: a width that the model has not, or a layer.
+        ConfigError: a width that the model has not, or a layer, or no window of `layers` is within the model.
     """
     n_blocks = context.mllm.n_layers
     for width in config.width:
@@ -132,8 +134,16 @@ def _windows(config: Config, context: Context) -> list[tuple[int, int]]:
             raise ConfigError(f"width is {width}: expected 1 to {n_blocks}, the blocks of {context.mllm.name}")
     starts = check_layers(context.mllm, config.layers, first=1)
     windows = [(first, first + width - 1) for width in config.width for first in starts]
-    windows = [(first, last) for first, last in windows if last <= n_blocks]
-    return list(dict.fromkeys([*windows, (1, n_blocks)]))
+    within = [(first, last) for first, last in windows if last <= n_blocks]
+    too_long = [
+        f"blocks {first}-{last}: {context.mllm.name} has {n_blocks}" for first, last in windows if last > n_blocks
+    ]
+    if config.layers and not within:
+        raise ConfigError(
+            f"no window is left ({'; '.join(too_long)}): expected layers from which a window of width"
+            f" {min(config.width)} fits, at most {n_blocks - min(config.width) + 1}"
+        )
+    return list(dict.fromkeys([*within, (1, n_blocks)])), too_long if config.layers else []
 
 
 # --- objects --------------------------------------------------------------------------------------

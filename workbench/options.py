@@ -1,8 +1,8 @@
-"""What the fields of a configuration declare: ranges, as in `steps: Annotated[int, Ge(1)] = 1200`, and texts.
+"""What the fields of a configuration declare: types, ranges, as in `steps: Annotated[int, Ge(1)] = 1200`, and texts.
 
-`check_ranges` checks values against their ranges; `--help` and the forms of the dashboard show ranges and texts. None
-means that an option is not set, which every range allows. Every value of a tuple must be in the range. Infinity and
-NaN are in no range.
+`check_options` checks values against their types and ranges, since not all come from a command line; `--help` and the
+forms of the dashboard show ranges and texts. None means that an option is not set, which every range allows. Every
+value of a tuple must be in the range. Infinity and NaN are in no range.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import textwrap
 from collections.abc import Mapping
 from itertools import pairwise
 from math import inf, isfinite
-from types import MappingProxyType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from numbers import Integral, Real
+from os import PathLike
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 
@@ -81,24 +83,63 @@ def texts(cls: type) -> Mapping[str, str]:
     return MappingProxyType(text_of)
 
 
-def check_ranges(config: Any, section: str = "") -> None:
-    """Check every value of a configuration against the range that its field declares.
+KINDS: Mapping[Any, tuple[Any, str]] = {  # {annotation: (type of its values, in words)}
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: ((str, PathLike), "a text"),
+    type(None): (type(None), "None"),
+}
 
-    Fields that are configurations themselves are not checked here.
+
+def check_options(config: Any, section: str = "") -> None:
+    """Check every value of a configuration against the type and the range that its field declares.
+
+    A list stands for a tuple. Fields that are configurations themselves are not checked here.
 
     Args:
         section: the text before the name of a field in messages, such as `model.`.
 
     Raises:
-        ConfigError: a value is outside its range.
+        ConfigError: a value is of another type, none of the choices, or outside its range.
     """
+    for name, hint in get_type_hints(type(config)).items():
+        if hasattr(config, name) and not _fits(value := getattr(config, name), hint):
+            raise ConfigError(f"{section}{name} is {value!r}: expected {_in_words(hint)}")
     for name, expected in ranges(type(config)).items():
         value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else [value]:
+        for number in value if isinstance(value, tuple | list) else [value]:
             if number is not None and number not in expected:
                 raise ConfigError(
                     f"{section}{name} is {number}: expected {expected}{', and finite' * (not isfinite(number))}"
                 )
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value is of the type that a field declares; True for types that are not in use for options."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in parts)
+    if origin is tuple:
+        values = value if isinstance(value, tuple | list) else None
+        hints = parts[:1] * len(values or ()) if parts[-1] is Ellipsis else parts
+        return values is not None and len(values) == len(hints) and all(map(_fits, values, hints))
+    kind = KINDS.get(hint)
+    return kind is None or (isinstance(value, kind[0]) and (hint is bool or not isinstance(value, bool)))
+
+
+def _in_words(hint: Any) -> str:
+    """Return what values of the type that a field declares are."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, parts))
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin is tuple:
+        return f"a list ({_in_words(parts[0])} each)"
+    return KINDS[hint][1] if hint in KINDS else str(hint)
 
 
 def refuse_unused(config: Any, *names: str, because: str, expected: str) -> None:

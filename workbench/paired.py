@@ -167,6 +167,14 @@ def sign_flip(differences: np.ndarray, *, n: int = 10_000, seed: int = 0) -> Flo
     return np.asarray(extreme / len(signs) if exact else (1 + extreme) / (len(signs) + 1))
 
 
+def flips_for(tests: int) -> int:
+    """Return how many random sign flips `tests` tests need.
+
+    The smallest possible p stays below .05 when Holm's correction is over all of them.
+    """
+    return max(10_000, 40 * tests)
+
+
 def _all_signs(pairs: int) -> np.ndarray:
     """Return all combinations of signs, (2^pairs, pairs)."""
     return 1.0 - 2 * ((np.arange(2**pairs)[:, None] >> np.arange(pairs)) & 1)
@@ -326,7 +334,7 @@ def paired_differences(
         by: columns, such as the layer; there is one difference for each combination of their values.
         within: columns of `by`; Holm's correction is made separately for each combination of their values, and by
             default over all rows of a model.
-        unit: column of the unit that is paired, such as the image.
+        unit: column of the unit that is paired, such as the image; a unit has one row for each combination of `by`.
         value: column of the values.
 
     Returns:
@@ -339,19 +347,42 @@ def paired_differences(
     for name in others:
         both = (
             tables[first]
-            .merge(tables[name], on=[*by, unit], suffixes=("_a", "_b"))
+            .merge(tables[name], on=[*by, unit], suffixes=("_a", "_b"), validate="one_to_one")
             .dropna(subset=[f"{value}_a", f"{value}_b"])
         )
-        rows = []
-        for key, part in both.groupby(list(by), sort=False):
-            test = paired_test(part[f"{value}_a"], part[f"{value}_b"], seed=seed)
-            scores = {"score": test.difference, "low": test.low, "high": test.high, "p": test.p, "n_images": test.n}
-            rows.append({"model": name, "against": first} | dict(zip(by, key, strict=True)) | scores)
-        if rows:
-            table = pd.DataFrame(rows)
-            families = table.groupby(list(within), sort=False)["p"] if within else table.groupby("model")["p"]
-            parts.append(table.assign(p_holm=families.transform(lambda p: holm(p.to_numpy()))))
+        if both.empty:
+            continue
+        keys = both[list(by)].drop_duplicates(ignore_index=True)
+        wide = both.assign(
+            key=both.groupby(list(by), sort=False).ngroup(),
+            change=both[f"{value}_b"].astype(float) - both[f"{value}_a"].astype(float),
+        ).pivot(index=unit, columns="key", values="change")
+        wide = wide.loc[both[unit].unique()]  # in the order of the first table, which the random signs follow
+        families = keys.groupby(list(within)) if within else keys.groupby(lambda _: 0)
+        tests = _tests(wide.to_numpy(), n=flips_for(int(families.size().max())), seed=seed)
+        table = keys.assign(
+            model=name,
+            against=first,
+            score=[test.difference for test in tests],
+            low=[test.low for test in tests],
+            high=[test.high for test in tests],
+            p=[test.p for test in tests],
+            n_images=[test.n for test in tests],
+        )
+        for rows in families.indices.values():
+            table.loc[rows, "p_holm"] = holm(table.loc[rows, "p"].to_numpy())
+        parts.append(table)
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def _tests(changes: np.ndarray, *, n: int, seed: int) -> list[Paired]:
+    """Return `paired_columns` of changes (unit, column), each column over the units that have it, not NaN."""
+    tests: dict[int, Paired] = {}
+    measured = ~np.isnan(changes)
+    for has in np.unique(measured, axis=1).T:  # the columns with the same units are tested together
+        alike = (measured == has[:, None]).all(axis=0).nonzero()[0]
+        tests |= dict(zip(alike.tolist(), paired_columns(changes[np.ix_(has, alike)], n=n, seed=seed), strict=True))
+    return [tests[column] for column in range(changes.shape[1])]
 
 
 def differences_on_shared(

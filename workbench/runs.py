@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from workbench.errors import RunError, one_line
-from workbench.files import atomic_folder
+from workbench.files import atomic_file, atomic_folder
 from workbench.plugins import identities, installed_packages
 from workbench.records import Environment, RunRecord, read_run_record, write_record
 
@@ -128,9 +128,18 @@ def folder_of(root: Path, analysis: str, key: str) -> Path:
     return root / f"{analysis}-{key}"
 
 
-def save(run: Run, root: Path) -> Path:
-    """Write `run` below `root` and return its folder; if the run is already stored, the stored one stays."""
+def save(run: Run, root: Path, *, renew: bool = False) -> Path:
+    """Write `run` below `root` and return its folder; if the run is already stored, the stored one stays.
+
+    Args:
+        renew: write the record again, such as its time and command, if the run is already stored.
+    """
     target = folder_of(root, run.record["analysis"], run.key)
+    record = run.record | {"key": run.key, "tables": sorted(run.tables)}
+    if renew and target.exists():
+        with atomic_file(target / RUN_FILE) as partial:
+            write_record(partial, record)
+        return target
     with atomic_folder(target) as partial:
         for name, table in run.tables.items():
             table.to_parquet(partial / f"{name}.parquet", index=False)
@@ -140,7 +149,7 @@ def save(run: Run, root: Path) -> Path:
             save_file(
                 {name: value.contiguous() for name, value in run.tensors.items()}, partial / "tensors.safetensors"
             )
-        write_record(partial / RUN_FILE, run.record | {"key": run.key, "tables": sorted(run.tables)})
+        write_record(partial / RUN_FILE, record)
     return target
 
 
@@ -175,7 +184,7 @@ def index(root: Path) -> pd.DataFrame:
     A damaged record is left out with a warning.
 
     Returns:
-        Columns folder, analysis, label, model, data, seconds, created, key, config.
+        Columns folder, analysis, label, model, data, seconds (None where they are not known), created, key, config.
     """
     names = ("analysis", "label", "model", "data", "seconds", "created", "key", "config")
     rows = []
@@ -185,8 +194,8 @@ def index(root: Path) -> pd.DataFrame:
         except RunError as error:
             log.warning("%s, and is left out", one_line(error, 300))
             continue
-        if record.keys() >= set(names):  # otherwise it is a run.json of another program
-            rows.append({"folder": path.parent, **{name: record[name] for name in names}})
+        if record.keys() >= set(names) - {"seconds"}:  # otherwise it is a run.json of another program
+            rows.append({"folder": path.parent, **{name: record.get(name) for name in names}})
     table = pd.DataFrame(rows, columns=["folder", *names])
     return table.sort_values("created", ascending=False, ignore_index=True)
 

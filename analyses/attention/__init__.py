@@ -18,7 +18,8 @@ left out.
 Each score has two chance levels. `chance` is the score of a map that knows nothing about the object. `null_mean` and
 `null_q95` are the scores of the same maps with objects of other images, so a habit of looking at the center raises them
 too. For component entropies both come from the same maps with their patches shuffled, for mass and Shannon entropy from
-uniform attention.
+uniform attention. The `gain` of a chosen head is its pointing minus that with objects of other images; every image
+counts once in it, and every question in all other scores.
 
 Publications do not say how spatial entropy is scaled. There are four normalizations: component entropy in nats, / ln
 of the number of components, / ln of the number of patches, and Shannon entropy / ln(patches). The figure by head has a

@@ -126,7 +126,8 @@ def chosen_heads(
     """Choose the `top` heads on one half of the images, and report them on the other half.
 
     Heads are chosen by how much more often they point at the question's object than at objects of other images. `p` is
-    a paired test of that gain over the reported images; `p_holm` corrects it for the number of chosen heads.
+    a paired test of that gain over the reported images; `p_holm` corrects it for the number of chosen heads. In `gain`,
+    its interval and `p` every image counts once, in all other columns every question.
     """
     pointing, mass_ratio, iou = (measurements.measures.index(name) for name in OBJECT_MEASURES)
     gain = nan_mean((values - nulls)[~reported][..., pointing], 0)
@@ -224,12 +225,13 @@ def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
     """
     if any("read" in run.tables["samples"] for run in runs.values()):
         return _heads_and_entropy(runs)
-    if any("heads" not in run.tables for run in runs.values()):
+    if not any(len(run.tables.get("heads", ())) for run in runs.values()):
         layer_tables = pd.concat([run.tables["layers"].assign(model=label) for label, run in runs.items()])
         return layer_tables[["model", *next(iter(runs.values())).tables["layers"]]]
     columns = ["model", "layer", "head", "pointing", "low", "high", "chance", "null_mean"]
     columns += ["gain", "gain_low", "gain_high", "p_holm", "mass_ratio", "iou", "iou_chance", "n_images", "n"]
-    return pd.concat([run.tables["heads"].assign(model=label) for label, run in runs.items()])[columns]
+    heads = {label: run.tables["heads"] for label, run in runs.items() if len(run.tables.get("heads", ()))}
+    return pd.concat([table.assign(model=label) for label, table in heads.items()])[columns]
 
 
 def _heads_and_entropy(runs: Mapping[str, Run]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from workbench import figures as fig
 from workbench.metrics import METRICS
+from workbench.paired import flips_for
 from workbench.runs import Run, after_final_norm
 from workbench.stats import Paired, holm, paired_columns, split_half_test
 
@@ -65,9 +66,7 @@ def _tests(changes: pd.DataFrame, cells: list[tuple[str, int]], scores: list[pd.
     """
     wide = changes.pivot(index="part", columns=["target", "layer"], values="score")[cells].to_numpy()
     if scores[0]["pooling"].iloc[0] == "within":
-        # enough flips for the smallest possible p to stay below .05 when it is corrected for all cells
-        flips = max(10_000, 40 * len(cells))
-        return paired_columns(wide, n=flips, seed=int(scores[0]["seed"].iloc[0]))
+        return paired_columns(wide, n=flips_for(len(cells)), seed=int(scores[0]["seed"].iloc[0]))
     differences_of_scores = (scores[1]["score"] - scores[0]["score"]).to_numpy()
     n_images = int(scores[0]["n_images"].iloc[0])
     return [

@@ -78,7 +78,9 @@ def main(argv: list[str]) -> None:
         sys.stdout.write("".join(f"{line}\n" for line in missing))
         return
     ledger_run = _as_run(options, table, numbers, hash_of(file), argv, time.monotonic() - started)
-    folder = runs.save(ledger_run, options.output_dir)
+    folder = runs.save(
+        ledger_run, options.output_dir, renew=True
+    )  # the newest is shown, also if it is an old one again
     for row in table.to_dict("records"):
         sys.stdout.write(_block(row))
     sys.stdout.write(f"{count_verdicts(table)}\n{folder}\n")

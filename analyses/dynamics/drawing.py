@@ -28,6 +28,7 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             types, panel="of", y="accuracy", null="chance", share=True
         )
     of_benchmarks = table[table["measure"] == BENCHMARK]
+    asked = dict.fromkeys(each["data"] for run in runs.values() for each in run.extra.get("benchmarks", ()))
     if len(of_benchmarks):
         first = of_benchmarks[of_benchmarks["model"] == of_benchmarks["model"].iloc[0]]
         last = first[first["step"] == first["step"].max()]
@@ -38,7 +39,7 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             null="chance",
             goal=f"final score of {first['model'].iloc[0]}",
             goals=dict(zip(last["of"], last["score"], strict=True)),
-        )
+        ).update_layout(meta={"data": ", ".join(asked)})
     if len(aligned):
         drawn["Alignment over training"] = fig.step_curves(
             aligned, panel="of", y="CKNNA", null="chance (95 % of the null)"
@@ -51,11 +52,13 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     whole = (paired["measure"] == ACCURACY) & (paired["of"] == MEAN)
     paired = paired[whole | paired["measure"].isin([CKNNA, BENCHMARK])]
     if len(paired):
+        of_data = [] if (paired["measure"] == BENCHMARK).all() else [str(run.extra["data"]) for run in runs.values()]
+        asked = dict.fromkeys([*of_data, *asked]) if (paired["measure"] == BENCHMARK).any() else dict.fromkeys(of_data)
         paired = paired.assign(of=np.where(paired["measure"] == BENCHMARK, "", paired["measure"] + ", ") + paired["of"])
         drawn["Difference over training, paired by seed"] = fig.step_curves(
             paired, panel="of", y="difference", null="no difference"
-        )
-    drawn["Training losses"] = fig.step_curves(losses(runs), panel="of", y="loss")
+        ).update_layout(meta={"data": ", ".join(asked)})
+    drawn["Training losses"] = fig.step_curves(losses(runs), panel="of", y="loss").update_layout(meta={"data": ""})
     reach = compared(runs)
     # the difference of a single pair of runs has no interval, so it is in the table only
     if len(reach) and (reach["seeds"] > 1).all():

@@ -51,7 +51,7 @@ def tasks_of(config: Config, data: str, images: Sequence[Sample], tokens: Tokens
     """
     tasks: list[Task] = []
     left_out: dict[str, str] = {}
-    for name in config.targets or TARGETS:
+    for name in dict.fromkeys(config.targets or TARGETS):
         try:
             tasks.append(_task(config, name, data, images, tokens))
         except DataError as error:

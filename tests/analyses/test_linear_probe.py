@@ -233,7 +233,8 @@ def test_a_cell_code_without_order_is_no_place(folders: Path, monkeypatch: pytes
         return [Activations(torch.eye(16)[None], (0,), torch.arange(16), None) for _ in range(len(batch))]
 
     monkeypatch.setattr("analyses.linear_probe.sampling.read", fake)
-    table = scored(model("llava", folders), scenes(20), dataclasses.replace(FEW, layers=(0,), targets=("x", "y")))
+    table = scored(model("llava", folders), scenes(20), dataclasses.replace(FEW, layers=(0,), targets=("x", "y", "x")))
+    assert table.index.is_unique
     for target in ("x", "y"):
         row = table.loc[("model", 0, target)]
         assert row["score"] > 0.9

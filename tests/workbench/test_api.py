@@ -13,7 +13,7 @@ from tests.tiny import build
 from workbench import MLLM, compare, load_data, run_analysis
 from workbench.analysis.command import main
 from workbench.errors import ConfigError, ModelError, RunError, UnknownNameError
-from workbench.runs import Run, load
+from workbench.runs import Run, index, load
 
 ASKED = {"vfm": ["efficientnet-lite0"], "null": 10, "k": 3, "layers": [1, 2], "limit": 4}
 
@@ -57,10 +57,10 @@ def test_a_run_in_memory_has_the_numbers_of_the_command(
     assert set(run.record) == set(json.loads((folder / "run.json").read_text())) - {
         "key",
         "tables",
-        "seconds",
     }
     assert run.save(tmp_path / "again") == tmp_path / "again" / folder.name
     assert load(tmp_path / "again" / folder.name).key == run.key
+    assert index(tmp_path / "again")["folder"].tolist() == [tmp_path / "again" / folder.name]
 
 
 @pytest.mark.slow
@@ -136,6 +136,10 @@ def test_runs_are_compared_by_label(run: Run, model: Path) -> None:
         ({"name": "cknn"}, UnknownNameError, "did you mean 'cknna'"),
         ({"limt": 3}, ConfigError, "unknown option 'limt' of cknna: did you mean 'limit'"),
         ({"k": 0}, ConfigError, "k is 0"),
+        ({"k": "10"}, ConfigError, "k is '10': expected a whole number"),
+        ({"by": "tiles"}, ConfigError, "by is 'tiles': expected 'grid' or 'tile'"),
+        ({"vfm": "dinov2-small"}, ConfigError, "vfm is 'dinov2-small': expected a list"),
+        ({"layers": 3}, ConfigError, "layers is 3: expected a list"),
     ],
 )
 def test_bad_input_is_one_sentence(model: Path, words: dict[str, object], error: type[Exception], message: str) -> None:

@@ -9,8 +9,10 @@ import math
 import re
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Interval, Le, Lt
 
@@ -23,7 +25,7 @@ from workbench.analysis.discover import analysis_files, load_analyses, load_anal
 from workbench.cli import parse
 from workbench.commands import COMMANDS
 from workbench.errors import ConfigError
-from workbench.options import Range, check_ranges, range_of, ranges, texts
+from workbench.options import Range, check_options, range_of, ranges, texts
 from workbench.yaml_config import config_fields
 
 
@@ -37,6 +39,7 @@ class Few:
     optional: Annotated[int | None, Gt(0), Le(3)] = None
     many: Annotated[tuple[int, ...], Interval(ge=1, le=5)] = (1, 2)
     word: str = "a"
+    side: Literal["left", "right"] | None = None
 
 
 @pytest.mark.parametrize(
@@ -46,15 +49,25 @@ class Few:
         ({"share": 1.0}, "few.share is 1.0: expected at least 0 and below 1"),
         ({"share": -0.1}, "few.share is -0.1: expected at least 0 and below 1"),
         ({"share": math.nan}, "few.share is nan: expected at least 0 and below 1, and finite"),
-        ({"count": math.inf}, "few.count is inf: expected at least 1, and finite"),
+        ({"count": math.inf}, "few.count is inf: expected a whole number"),
         ({"optional": 0}, "few.optional is 0: expected above 0 and at most 3"),
         ({"optional": 4}, "few.optional is 4: expected above 0 and at most 3"),
         ({"many": (5, 6)}, "few.many is 6: expected 1 to 5"),
+        ({"many": 3}, "few.many is 3: expected a list (a whole number each)"),
+        ({"many": "12"}, "few.many is '12': expected a list (a whole number each)"),
+        ({"many": [1, "2"]}, "few.many is [1, '2']: expected a list (a whole number each)"),
+        ({"count": "1"}, "few.count is '1': expected a whole number"),
+        ({"count": 1.5}, "few.count is 1.5: expected a whole number"),
+        ({"count": True}, "few.count is True: expected a whole number"),
+        ({"optional": "a"}, "few.optional is 'a': expected a whole number or None"),
+        ({"word": 1}, "few.word is 1: expected a text"),
+        ({"word": None}, "few.word is None: expected a text"),
+        ({"side": "lefft"}, "few.side is 'lefft': expected 'left' or 'right' or None"),
     ],
 )
-def test_a_value_outside_its_range_is_one_sentence(values: dict[str, Any], message: str) -> None:
+def test_a_value_of_another_type_or_outside_its_range_is_one_sentence(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        check_ranges(Few(**values), "few.")
+        check_options(Few(**values), "few.")
     assert str(error.value) == message
 
 
@@ -68,8 +81,13 @@ def test_the_ends_of_a_range() -> None:
         {"optional": 1},
         {"many": (1, 5)},
         {"many": ()},
+        {"many": [1, np.int64(5)]},
+        {"share": 0},
+        {"share": np.float32(0.5)},
+        {"word": Path("a")},
+        {"side": "left"},
     ):
-        check_ranges(Few(**values))  # type: ignore[arg-type]
+        check_options(Few(**values))  # type: ignore[arg-type]
     assert ranges(Few) == {
         "count": Range(1),
         "share": Range(0, 1, below=True),

@@ -131,6 +131,32 @@ def test_differences_between_models_are_corrected_within_their_question(within: 
     assert (found["p_holm"] > found["p"]).sum() > 8
 
 
+def test_many_tests_at_once_can_still_be_significant() -> None:
+    """1024 heads: with 10,000 sign flips alone the smallest p would be .0001, and Holm's .1."""
+    images, heads = np.arange(24).astype(str), range(1024)
+    noise = np.random.default_rng(0).normal(size=(len(heads), len(images)))
+    keys = pd.MultiIndex.from_product([heads, images], names=["head", "image_id"])
+    tables = {
+        name: pd.DataFrame({"value": (shift + scale * noise).ravel()}, index=keys).reset_index()
+        for name, shift, scale in (("first", 0.0, 0.0), ("second", 0.3, 0.01))
+    }
+    found = paired_differences(tables, by=("head",))
+    assert found["p_holm"].max() < 0.05
+    small = {name: table[table["head"] < 3] for name, table in tables.items()}
+    few = paired_differences(small, by=("head",))
+    for row in few.to_dict("records"):  # of a few tests each is as if it were alone
+        values = [table.loc[table["head"] == row["head"], "value"] for table in small.values()]
+        alone = paired_test(*values)
+        assert row["p"] == alone.p
+        assert [row["score"], row["low"], row["high"]] == pytest.approx([alone.difference, alone.low, alone.high])
+
+
+def test_a_unit_with_two_values_is_not_paired_with_itself() -> None:
+    table = pd.DataFrame({"layer": 1, "image_id": ["a", "a", "b"], "value": [0.0, 1.0, 2.0]})
+    with pytest.raises(pd.errors.MergeError):
+        paired_differences({"one": table, "two": table}, by=("layer",))
+
+
 @pytest.mark.parametrize("pairs", [5, 11, 40])
 @pytest.mark.parametrize("factor", [1e-300, 1e-9, 2.0**-30, 3.7, 2000.0, 1e6, 2.0**70, 1e300])
 def test_the_sign_flip_test_has_no_unit(pairs: int, factor: float) -> None:

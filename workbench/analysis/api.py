@@ -10,6 +10,7 @@ both.tables["scores"], both.figures()
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +68,7 @@ def run_analysis(
             several values.
 
     Raises:
-        ConfigError: the analysis has no such option, or a value is outside its range.
+        ConfigError: the analysis has no such option, or a value is not of its type, its choices or its range.
         UnknownNameError: there is no such analysis.
     """
     analysis = load_analysis(name)
@@ -79,10 +80,13 @@ def run_analysis(
     argv = ["run_analysis", name]
     if output_dir is not None:
         return stored_run(analysis, config, Path(output_dir), batch_size, mllm, dataset, requested, Ranks.here(), argv)
+    started = time.monotonic()
     result = analysis.run(config, Context(mllm, dataset, batch_size, label, Chunks()))
     question = question_of(analysis, config, requested)
     key = run_key(analysis.name, analysis.version, question, mllm.fingerprint, dataset.fingerprint)
-    return Run(key, record_of(analysis, config, mllm, dataset, requested, result, argv), result.tables, result.tensors)
+    record = record_of(analysis, config, mllm, dataset, requested, result, argv)
+    record["seconds"] = round(time.monotonic() - started, 2)
+    return Run(key, record, result.tables, result.tensors)
 
 
 def _options(analysis: Analysis, options: Mapping[str, Any], data: str | Dataset) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from workbench.data import Dataset
 from workbench.devices import check_device
 from workbench.mllm import MLLM
 from workbench.models import label_of
-from workbench.options import check_ranges
+from workbench.options import check_options
 from workbench.progress import progress_bar
 from workbench.runs import Run
 from workbench.vfm import find_vfms
@@ -49,7 +49,7 @@ class DataOptions:
     """Seed of everything random in the analysis itself; it does not change the images."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_options(self)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Where:
     """Run code that comes with a model; without this option, such a model is refused."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_options(self)
         check_device(self.device)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.figures.caption import Caption, images_shown, interval_words, seed_words
+from workbench.figures.caption import Caption, data_shown, images_counted, images_shown, interval_words, seed_words
 from workbench.figures.template import plain_name
 from workbench.models import split_name
 from workbench.runs import Run
@@ -39,11 +39,14 @@ def export(analysis: Analysis, runs: Mapping[str, Run], folder: Path, columns: C
 def caption_of(title: str, figure: Any, runs: Mapping[str, Run]) -> Caption:
     """Return what a reader has to know of a figure of stored runs."""
     records: list[Mapping[str, Any]] = [run.record for run in runs.values()]
-    counts = sorted({count for run in runs.values() for count in _images(run)})
-    data = ", ".join(dict.fromkeys(str(record.get("data", "")) for record in records))
+    shown, data = images_shown(figure), data_shown(figure)
+    if data is None:
+        data = ", ".join(dict.fromkeys(str(record.get("data", "")) for record in records))
+    counts = sorted(images_counted(figure) or {count for run in runs.values() for count in _images(run)})
     n = f"{' to '.join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]])))} images of {data}" if counts else data
-    if shown := images_shown(figure):
+    if shown:
         n = f"{shown} of {n}" if counts else f"{shown} image{'s' * (shown > 1)} of {data}"
+    n = n if data else ""
     seeds = {label: _seed(str(run.record.get("model", ""))) for label, run in runs.items()}
     return Caption(title, n, seed_words(seeds), interval_words(figure))
 

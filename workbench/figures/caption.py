@@ -13,6 +13,8 @@ import pandas as pd
 from workbench.figures.point_table import as_dict, drawn_points, plain_text, sideways, zero_line
 
 INTERVALS = "Intervals are 95 %, over {}"
+COUNT = re.compile(r"n=%\{customdata\[(\d+)\]\}|%\{customdata\[(\d+)\]\} images")
+IMAGES = re.compile(r"(\d+) images?\b")
 CHANCE = re.compile(r"\b(chance|null)\b", re.I)
 
 
@@ -56,6 +58,28 @@ def images_shown(figure: Any) -> int | None:
     """Return how many different images a figure shows at once, None if it shows none (`layout.meta`)."""
     meta = as_dict(figure)["layout"].get("meta")
     return meta.get("images") if isinstance(meta, Mapping) else None
+
+
+def data_shown(figure: Any) -> str | None:
+    """Return the data sets that a figure is about, "" for none; None if it is that of its runs (`layout.meta`)."""
+    meta = as_dict(figure)["layout"].get("meta")
+    return meta.get("data") if isinstance(meta, Mapping) else None
+
+
+def images_counted(figure: Any) -> set[int]:
+    """Return over how many images the scores of a figure are, as far as the texts for the pointer say."""
+    counts = set[int]()
+    for trace in as_dict(figure)["data"]:
+        rows = np.asarray([] if trace.get("customdata") is None else trace["customdata"], dtype=object)
+        if trace.get("visible", True) is not True or rows.ndim < 2 or not rows.size:
+            continue
+        rows = rows.reshape(-1, rows.shape[-1])
+        if place := COUNT.search(str(trace.get("hovertemplate", ""))):
+            numbers = pd.to_numeric(pd.Series(rows[:, int(place[1] or place[2])]), errors="coerce")
+            counts |= {int(number) for number in numbers.dropna()}
+        else:
+            counts |= {int(found[1]) for text in rows.flat if isinstance(text, str) and (found := IMAGES.match(text))}
+    return counts
 
 
 def _step_words(figure: Any) -> str:

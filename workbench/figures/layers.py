@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -17,8 +18,8 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
     Args:
         curves: columns model, layer, score, low, high, n_images and the one named by `kind`. Scores with a null have
             null_mean and null_q95, scores with a known chance level have chance. Without these columns a line at 0
-            means no change; to_chance, if it is there, is the change at which answers are at chance. Layer -1 is the
-            vision encoder.
+            means no change; to_chance, if it is there, is the change at which a model's answers are at chance. Layer -1
+            is the vision encoder.
         y: name of the score, shown on the axis.
         kind: the column whose values have different dashes; models have different colors.
         null: name of the null in the legend; a null that is NaN everywhere is not drawn.
@@ -52,7 +53,13 @@ def layer_curves(curves: pd.DataFrame, *, y: str, kind: str, null: str = "chance
     else:
         figure.add_hline(y=0, line={"color": GRAY, "dash": "dot", "width": 1.5})
         if "to_chance" in curves:
-            _level(figure, curves, "to_chance", "answers at chance")
+            levels = curves.groupby("model", sort=False)["to_chance"].mean()
+            if np.ptp(levels) < 0.0005:  # equal where they are written
+                _level(figure, curves, "to_chance", "answers at chance")
+            else:
+                for model, part in curves.groupby("model", sort=False):
+                    color = color_of(model, models.index(model))
+                    _level(figure, part, "to_chance", f"{model}: answers at chance", color)
     layer_axis(figure, curves["layer"])
     return figure
 
@@ -105,10 +112,10 @@ def name_final_norm(figures: Mapping[str, go.Figure], after_norm: Mapping[str, b
             figure.for_each_xaxis(lambda axis: axis.update(title=title), {"title.text": "layer"})
 
 
-def _level(figure: go.Figure, curves: pd.DataFrame, column: str, name: str) -> None:
+def _level(figure: go.Figure, curves: pd.DataFrame, column: str, name: str, color: str = GRAY) -> None:
     """Draw a dotted line at the mean of `column`."""
     ends = [curves["layer"].min(), curves["layer"].max()]
-    dotted = {"color": GRAY, "dash": "dot", "width": 1.5}
+    dotted = {"color": color, "dash": "dot", "width": 1.5}
     figure.add_scatter(
         x=ends, y=[curves[column].mean()] * 2, name=name, mode="lines", line=dotted, hovertemplate="%{y:.3f}"
     )

@@ -797,6 +797,24 @@ def test_the_page_and_the_report_show_the_newest_ledger(
     assert 'id="claims"' not in report.page("A report", {}, [], newest(tmp_path / "nothing"))
 
 
+@pytest.mark.slow
+def test_a_ledger_that_comes_out_as_an_older_one_is_the_newest_again(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs(world.runs, GAINS, git=world.commit(MORE, LESS))
+    rules, out, keys = world.repository / "analyses" / "claims.yaml", tmp_path / "out", []
+    changed = tmp_path / "other.yaml"
+    changed.write_text(rules.read_text() + "# a comment\n")
+    for day, file in enumerate((rules, changed, rules), start=1):
+        monkeypatch.setattr(runs, "now", lambda day=day: f"2026-01-0{day}T00:00:00+00:00")
+        command("--runs", world.runs, "--claims", file, "--output_dir", out)
+        ledger = newest(out)
+        assert ledger
+        assert ledger.record["created"].startswith(f"2026-01-0{day}")
+        keys.append(ledger.key)
+    assert keys[0] == keys[2] != keys[1]
+
+
 def test_the_projects_ledger_without_runs(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     printed = command("--runs", tmp_path / "empty", "--output_dir", tmp_path / "out")

@@ -192,7 +192,35 @@ def test_the_caption_of_saved_overlays_counts_the_images_that_are_shown() -> Non
         figure = figures.layered_overlays(rows)
         assert caption_of("Maps", figure, {"m": run}).n == f"{count} of 40 images of shapes:val"
         assert caption_of("Maps", json.loads(figure.to_json()), {"m": run}).n.startswith(f"{count} of 40")
-    assert caption_of("Scores", dots(), {"m": run}).n == "40 images of shapes:val"
+    assert caption_of("Scores", dots(), {"m": run}).n == "9 images of shapes:val"  # those of its own points
+    assert caption_of("Scores", panels(), {"m": run}).n == "40 images of shapes:val"
+
+
+def test_a_caption_counts_the_images_of_its_own_figure() -> None:
+    stored = {"data": "shapes:val", "model": "m", "analysis": "attention"}
+    tables = {"layers": pd.DataFrame({"n_images": [200]}), "methods": pd.DataFrame({"n_images": [50]})}
+    run = Run("key", cast(Any, stored), tables)
+    by_layer = pd.DataFrame({"model": "m", "of": "x", "layer": [0, 1], "score": 0.5, "low": 0.4, "high": 0.6})
+    by_layer = by_layer.assign(n_images=[200, 199])
+    for figure, n in (
+        (figures.layer_curves(by_layer, y="score", kind="of"), "199 to 200 images of shapes:val"),
+        (figures.difference_curves(by_layer.assign(p_holm=0.5), y="score"), "199 to 200 images of shapes:val"),
+        (bars(), "7 images of shapes:val"),
+        (dots().update_layout(meta={"data": "pope:random"}), "9 images of pope:random"),
+        (panels().update_layout(meta={"data": ""}), ""),
+    ):
+        assert caption_of("Scores", figure, {"m": run}).n == n
+        assert caption_of("Scores", json.loads(figure.to_json()), {"m": run}).n == n
+
+
+def test_answers_at_chance_are_drawn_for_each_model_where_they_differ() -> None:
+    table = pd.DataFrame({"model": ["a", "a", "b", "b"], "of": "x", "layer": [0, 1, 0, 1], "n_images": 9})
+    table = table.assign(score=0.05, low=0.0, high=0.1, to_chance=[0.1, 0.1, 0.45, 0.45])
+    lines = {trace.name: list(trace.y) for trace in figures.layer_curves(table, y="drop", kind="of").data}
+    assert lines["a: answers at chance"] == pytest.approx([0.1, 0.1])
+    assert lines["b: answers at chance"] == pytest.approx([0.45, 0.45])
+    one = figures.layer_curves(table.assign(to_chance=0.1), y="drop", kind="of")
+    assert [trace.name for trace in one.data if "chance" in (trace.name or "")] == ["answers at chance"]
 
 
 @pytest.mark.parametrize(("rows", "columns", "width"), [(2, 2, 312), (4, 2, 312), (1, 3, 648)])
