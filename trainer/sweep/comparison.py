@@ -80,8 +80,8 @@ def check_comparable(runs: Runs) -> None:
             earlier, size = batches.setdefault(json.dumps(optim, sort_keys=True), (job, result.global_batch))
             if result.global_batch != size:
                 raise RunError(
-                    f"{earlier} was trained on {size} images a step and {job} on {result.global_batch}, since there"
-                    " numbers of processes differ: expected the same number in all runs, or optim.global_batch in the recipe"
+                    f"{earlier} was trained on {size} images a step and {job} on {result.global_batch}, since their"
+                    " numbers of processes differ: expected the same number, or optim.global_batch in the recipe"
                 )
         for answers in filter(None, (result.last, result.best)):
             asked.setdefault(answers.asked, str(job))
