@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from analyses.dynamics.comparison import compared, curves, differences, losses
@@ -28,7 +29,6 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             types, panel="of", y="accuracy", null="chance", share=True
         )
     of_benchmarks = table[table["measure"] == BENCHMARK]
-    asked = dict.fromkeys(each["data"] for run in runs.values() for each in run.extra.get("benchmarks", ()))
     if len(of_benchmarks):
         first = of_benchmarks[of_benchmarks["model"] == of_benchmarks["model"].iloc[0]]
         last = first[first["step"] == first["step"].max()]
@@ -39,7 +39,7 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
             null="chance",
             goal=f"final score of {first['model'].iloc[0]}",
             goals=dict(zip(last["of"], last["score"], strict=True)),
-        ).update_layout(meta={"data": ", ".join(asked)})
+        ).update_layout(meta={"data": _data_of(of_benchmarks, runs)})
     if len(aligned):
         drawn["Alignment over training"] = fig.step_curves(
             aligned, panel="of", y="CKNNA", null="chance (95 % of the null)"
@@ -52,15 +52,23 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     whole = (paired["measure"] == ACCURACY) & (paired["of"] == MEAN)
     paired = paired[whole | paired["measure"].isin([CKNNA, BENCHMARK])]
     if len(paired):
-        of_data = [] if (paired["measure"] == BENCHMARK).all() else [str(run.extra["data"]) for run in runs.values()]
-        asked = dict.fromkeys([*of_data, *asked]) if (paired["measure"] == BENCHMARK).any() else dict.fromkeys(of_data)
+        asked = _data_of(paired, runs)
         paired = paired.assign(of=np.where(paired["measure"] == BENCHMARK, "", paired["measure"] + ", ") + paired["of"])
         drawn["Difference over training, paired by seed"] = fig.step_curves(
             paired, panel="of", y="difference", null="no difference"
-        ).update_layout(meta={"data": ", ".join(asked)})
+        ).update_layout(meta={"data": asked})
     drawn["Training losses"] = fig.step_curves(losses(runs), panel="of", y="loss").update_layout(meta={"data": ""})
     reach = compared(runs)
     # the difference of a single pair of runs has no interval, so it is in the table only
     if len(reach) and (reach["seeds"] > 1).all():
         drawn["Steps to the other model's final score"] = fig.step_differences(reach)
     return drawn
+
+
+def _data_of(table: pd.DataFrame, runs: Mapping[str, Run]) -> str:
+    """Return the data sets that rows with a column `measure` are about: benchmarks have their own."""
+    of_benchmark = table["measure"] == BENCHMARK
+    names = [] if of_benchmark.all() else [str(run.extra.get("data", "")) for run in runs.values()]
+    if of_benchmark.any():
+        names += [each["data"] for run in runs.values() for each in run.extra.get("benchmarks", ())]
+    return ", ".join(dict.fromkeys(names))

@@ -25,6 +25,7 @@ from tests.conftest import refused, run
 from tests.tiny import build
 from workbench import runs
 from workbench.analysis.declaration import Context
+from workbench.analysis.exported import caption_of
 from workbench.data import load_data
 from workbench.errors import ConfigError, DataError, RunError
 from workbench.figures import step_differences
@@ -542,5 +543,9 @@ def test_benchmarks_at_every_checkpoint_end_as_the_benchmark_analysis_does(runs_
             [row["score"], row["low"], row["high"], row["chance"]]
         )
         assert last.loc[of, "n"] == row["n"]
+    drawn = ANALYSIS.figures(found)
+    captions = {title: caption_of(title, figure, found).n for title, figure in drawn.items()}
+    assert captions["Benchmarks over training"].endswith(f" images of pope:{folder}, shapes:test")
+    assert captions["Training losses"] == ""
     said = refused("analyses.dynamics", *shared, *words, "--scorer", "official")
     assert "scorer is official, which shapes:test with greedy answers does not have: expected own" in said
