@@ -27,14 +27,10 @@ def split_name(word: str) -> tuple[str, str]:
     """
     name, equals, model = word.partition("=")
     if not equals or Path(word).exists() or ("/" in name and Path(word).parent.is_dir()):
-        return "", _from_home(word)
+        return "", os.path.expanduser(word)
     if not name.strip() or not model:
         raise ConfigError(f"model is '{word}': expected NAME=FOLDER_OR_HUB_ID, with text on both sides of the =")
-    return name, _from_home(model)
-
-
-def _from_home(model: str) -> str:
-    return os.path.expanduser(model) if model.startswith("~/") else model
+    return name, os.path.expanduser(model)
 
 
 def label_of(model: str) -> str:

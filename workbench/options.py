@@ -95,7 +95,8 @@ KINDS: Mapping[Any, tuple[Any, str]] = {  # {annotation: (type of its values, in
 def check_options(config: Any, section: str = "") -> None:
     """Check every value of a configuration against the type and the range that its field declares.
 
-    A list stands for a tuple. Fields that are configurations themselves are not checked here.
+    A list stands for a tuple, and a default fits in any case. Fields that are configurations themselves are not checked
+    here.
 
     Args:
         section: the text before the name of a field in messages, such as `model.`.
@@ -103,9 +104,11 @@ def check_options(config: Any, section: str = "") -> None:
     Raises:
         ConfigError: a value is of another type, none of the choices, or outside its range.
     """
-    for name, hint in get_type_hints(type(config)).items():
-        if hasattr(config, name) and not _fits(value := getattr(config, name), hint):
-            raise ConfigError(f"{section}{name} is {value!r}: expected {_in_words(hint)}")
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        if value is not field.default and not _fits(value, hint):
+            raise ConfigError(f"{section}{field.name} is {value!r}: expected {_in_words(hint)}")
     for name, expected in ranges(type(config)).items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple | list) else [value]:
@@ -122,7 +125,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in parts)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in parts)
-    if origin is tuple:
+    if origin is tuple and parts:
         values = value if isinstance(value, tuple | list) else None
         hints = parts[:1] * len(values or ()) if parts[-1] is Ellipsis else parts
         return values is not None and len(values) == len(hints) and all(map(_fits, values, hints))

@@ -340,16 +340,16 @@ def paired_differences(
     Returns:
         Columns model, against, those of `by`, score (model minus the first), low, high, p, p_holm, n_images. The table
         is empty if there is only one table, or if no unit is shared.
+
+    Raises:
+        DataError: a unit has two different values.
     """
     columns = ["model", "against", *by, "score", "low", "high", "p", "p_holm", "n_images"]
     first, *others = tables
     parts = []
     for name in others:
-        both = (
-            tables[first]
-            .merge(tables[name], on=[*by, unit], suffixes=("_a", "_b"), validate="one_to_one")
-            .dropna(subset=[f"{value}_a", f"{value}_b"])
-        )
+        pair = [_one_each(tables[each], [*by, unit], value) for each in (first, name)]
+        both = pair[0].merge(pair[1], on=[*by, unit], suffixes=("_a", "_b"))
         if both.empty:
             continue
         keys = both[list(by)].drop_duplicates(ignore_index=True)
@@ -373,6 +373,19 @@ def paired_differences(
             table.loc[rows, "p_holm"] = holm(table.loc[rows, "p"].to_numpy())
         parts.append(table)
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def _one_each(table: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
+    """Return the rows of a table that have a value, each once.
+
+    Raises:
+        DataError: a unit has two different values.
+    """
+    rows = table.dropna(subset=[*keys, value]).drop_duplicates([*keys, value])
+    if (twice := rows.duplicated(keys)).any():
+        named = ", ".join(f"{key} {rows.loc[twice, key].iloc[0]}" for key in keys)
+        raise DataError(f"{named} has two different values: expected one")
+    return rows
 
 
 def _tests(changes: np.ndarray, *, n: int, seed: int) -> list[Paired]:

@@ -78,9 +78,8 @@ def main(argv: list[str]) -> None:
         sys.stdout.write("".join(f"{line}\n" for line in missing))
         return
     ledger_run = _as_run(options, table, numbers, hash_of(file), argv, time.monotonic() - started)
-    folder = runs.save(
-        ledger_run, options.output_dir, renew=True
-    )  # the newest is shown, also if it is an old one again
+    # renewed, since the newest ledger is shown, also where it came out as an older one
+    folder = runs.save(ledger_run, options.output_dir, renew=True)
     for row in table.to_dict("records"):
         sys.stdout.write(_block(row))
     sys.stdout.write(f"{count_verdicts(table)}\n{folder}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,40 +24,40 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     mean, types, drop = accuracy[accuracy["of"] == MEAN], accuracy[accuracy["of"] != MEAN], drop[drop["of"] == MEAN]
     if len(mean):
         chance = mean["null_mean"].iloc[0]
-        drawn["Accuracy over training, mean of types"] = fig.step_curves(mean, y=f"accuracy (chance {chance:.2f})")
+        drawn["Accuracy over training, mean of types"] = _curves(mean, runs, y=f"accuracy (chance {chance:.2f})")
     if len(types):
-        drawn["Accuracy over training by question type"] = fig.step_curves(
-            types, panel="of", y="accuracy", null="chance", share=True
+        drawn["Accuracy over training by question type"] = _curves(
+            types, runs, panel="of", y="accuracy", null="chance", share=True
         )
     of_benchmarks = table[table["measure"] == BENCHMARK]
     if len(of_benchmarks):
         first = of_benchmarks[of_benchmarks["model"] == of_benchmarks["model"].iloc[0]]
         last = first[first["step"] == first["step"].max()]
-        drawn["Benchmarks over training"] = fig.step_curves(
+        drawn["Benchmarks over training"] = _curves(
             of_benchmarks,
+            runs,
             panel="of",
             y="score",
             null="chance",
             goal=f"final score of {first['model'].iloc[0]}",
             goals=dict(zip(last["of"], last["score"], strict=True)),
-        ).update_layout(meta={"data": _data_of(of_benchmarks, runs)})
+        )
     if len(aligned):
-        drawn["Alignment over training"] = fig.step_curves(
-            aligned, panel="of", y="CKNNA", null="chance (95 % of the null)"
+        drawn["Alignment over training"] = _curves(
+            aligned, runs, panel="of", y="CKNNA", null="chance (95 % of the null)"
         )
     if len(drop):
-        drawn["Accuracy drop when tokens are permuted after the vision encoder, mean of types"] = fig.step_curves(
-            drop, y="accuracy drop", null="no change"
+        drawn["Accuracy drop when tokens are permuted after the vision encoder, mean of types"] = _curves(
+            drop, runs, y="accuracy drop", null="no change"
         )
     paired = differences(runs)
     whole = (paired["measure"] == ACCURACY) & (paired["of"] == MEAN)
     paired = paired[whole | paired["measure"].isin([CKNNA, BENCHMARK])]
     if len(paired):
-        asked = _data_of(paired, runs)
         paired = paired.assign(of=np.where(paired["measure"] == BENCHMARK, "", paired["measure"] + ", ") + paired["of"])
-        drawn["Difference over training, paired by seed"] = fig.step_curves(
-            paired, panel="of", y="difference", null="no difference"
-        ).update_layout(meta={"data": asked})
+        drawn["Difference over training, paired by seed"] = _curves(
+            paired, runs, panel="of", y="difference", null="no difference"
+        )
     drawn["Training losses"] = fig.step_curves(losses(runs), panel="of", y="loss").update_layout(meta={"data": ""})
     reach = compared(runs)
     # the difference of a single pair of runs has no interval, so it is in the table only
@@ -65,10 +66,18 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     return drawn
 
 
-def _data_of(table: pd.DataFrame, runs: Mapping[str, Run]) -> str:
-    """Return the data sets that rows with a column `measure` are about: benchmarks have their own."""
+def _curves(table: pd.DataFrame, runs: Mapping[str, Run], **options: Any) -> go.Figure:
+    """Draw curves, and note for their caption which data they are about, and over how many images.
+
+    Args:
+        table: rows of `curves` or `differences`; benchmarks have data of their own.
+        options: of `step_curves`.
+    """
     of_benchmark = table["measure"] == BENCHMARK
-    names = [] if of_benchmark.all() else [str(run.extra.get("data", "")) for run in runs.values()]
+    data = [] if of_benchmark.all() else [str(run.extra.get("data", "")) for run in runs.values()]
     if of_benchmark.any():
-        names += [each["data"] for run in runs.values() for each in run.extra.get("benchmarks", ())]
-    return ", ".join(dict.fromkeys(names))
+        data += [each["data"] for run in runs.values() for each in run.extra.get("benchmarks", ())]
+    noted: dict[str, Any] = {"data": ", ".join(dict.fromkeys(data))}
+    if "n_images" in table:
+        noted["n_images"] = sorted({int(n) for n in table["n_images"].dropna()})
+    return fig.step_curves(table, **options).update_layout(meta=noted)

@@ -40,6 +40,8 @@ class Few:
     many: Annotated[tuple[int, ...], Interval(ge=1, le=5)] = (1, 2)
     word: str = "a"
     side: Literal["left", "right"] | None = None
+    unset: int = None  # type: ignore[assignment]
+    several: tuple = ()  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,7 @@ def test_the_ends_of_a_range() -> None:
         {"share": np.float32(0.5)},
         {"word": Path("a")},
         {"side": "left"},
+        {"several": (1, "a")},
     ):
         check_options(Few(**values))  # type: ignore[arg-type]
     assert ranges(Few) == {

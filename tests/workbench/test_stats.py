@@ -152,9 +152,17 @@ def test_many_tests_at_once_can_still_be_significant() -> None:
 
 
 def test_a_unit_with_two_values_is_not_paired_with_itself() -> None:
-    table = pd.DataFrame({"layer": 1, "image_id": ["a", "a", "b"], "value": [0.0, 1.0, 2.0]})
-    with pytest.raises(pd.errors.MergeError):
+    table = pd.DataFrame({"layer": 1, "image_id": ["a", "a", "b"], "value": [0.0, 0.0, 2.0]})
+    assert paired_differences({"one": table, "two": table}, by=("layer",))["n_images"].item() == 2
+    table["value"] = [0.0, 1.0, 2.0]
+    with pytest.raises(DataError, match="layer 1, image_id a has two different values: expected one"):
         paired_differences({"one": table, "two": table}, by=("layer",))
+
+
+def test_rows_without_a_layer_are_no_layer() -> None:
+    one = pd.DataFrame({"layer": [1, np.nan, 2] * 2, "image_id": list("aaabbb"), "value": 0.0})
+    found = paired_differences({"one": one, "two": one.assign(value=[1, 5, 2, 1, 5, 2])}, by=("layer",))
+    assert found[["layer", "score"]].to_numpy().tolist() == [[1, 1], [2, 2]]
 
 
 @pytest.mark.parametrize("pairs", [5, 11, 40])

@@ -234,12 +234,18 @@ def keep_newest(folder: Path, keep: int | None) -> None:
         _remove(old.folder)
 
 
-def remove_later(folder: Path, checkpoint: Path | None) -> None:
-    """Remove all checkpoints of full size after `checkpoint`, or all if it is None."""
+def set_aside_later(folder: Path, checkpoint: Path | None) -> None:
+    """Rename all checkpoints of full size after `checkpoint`, or all if it is None, to `damaged-checkpoint-STEP`.
+
+    They are kept, since what could not be read now, such as on a network's disk, may be readable again.
+    """
     for later in reversed(whole_checkpoints(folder)):
         if later.folder == checkpoint:
             break
-        _remove(later.folder)
+        aside = folder / f"damaged-{later.folder.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        later.folder.rename(aside)
+        log.warning("%s is kept as %s", later.folder, aside.name)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -17,7 +17,7 @@ from trainer.output.checkpoints import (
     check_same_launch,
     keep_newest,
     log,
-    remove_later,
+    set_aside_later,
     unreadable_file,
     whole_checkpoints,
 )
@@ -168,9 +168,9 @@ def write_recipe(folder: Path, recipe: Recipe, checkpoint: Path | None) -> None:
 
     Args:
         checkpoint: the one that the run is resumed from, if any. Later ones cannot be read (`check_output`), and are
-            removed: they would count among the newest, in whose place good ones would be removed.
+            set aside: they would count among the newest, in whose place good ones would be removed.
     """
-    remove_later(folder, checkpoint)
+    set_aside_later(folder, checkpoint)
     keep_newest(folder, recipe.keep_checkpoints)
     for unfinished in (folder / UNFINISHED, folder / FINAL):
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -113,7 +113,7 @@ class ConversationSetup:
                 targets,
                 count_tiles=settings.objective == "relation",
                 mask=settings.mask,
-                encoder=settings.target == "encoder",
+                encoder=settings.aligned and settings.target == "encoder",
             ),
             questions=questions,
             trained=trained,

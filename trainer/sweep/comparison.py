@@ -76,8 +76,8 @@ def check_comparable(runs: Runs) -> None:
     batches: dict[str, tuple[Job, int]] = {}
     for job, result in runs:
         if result.global_batch is not None:
-            optim = {key: value for key, value in result.recipe["optim"].items() if "batch" in key}
-            earlier, size = batches.setdefault(json.dumps(optim, sort_keys=True), (job, result.global_batch))
+            optim = [result.recipe["optim"].get(key) for key in ("batch_size", "accumulation", "global_batch")]
+            earlier, size = batches.setdefault(json.dumps(optim), (job, result.global_batch))
             if result.global_batch != size:
                 raise RunError(
                     f"{earlier} was trained on {size} images a step and {job} on {result.global_batch}, since their"

@@ -176,10 +176,11 @@ def export(folder: Path, runs: Sequence[tuple[Job, Result]]) -> None:
 def _check_same_run(file: Path, result: Result) -> None:
     """Check that an exported file, if it is there, is of a run with the recipe of `result`."""
     try:
-        stored = merge(as_mapping(Recipe()), current_recipe(json.loads(file.read_text())["recipe"]))
+        stored = current_recipe(json.loads(file.read_text())["recipe"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # missing or damaged
-    if stored != merge(as_mapping(Recipe()), result.recipe):
+    both = [merge(as_mapping(Recipe()), recipe) | {"keep_checkpoints": None} for recipe in (stored, result.recipe)]
+    if both[0] != both[1]:
         raise RunError(
             f"{file} holds a run with another recipe, which would be lost: expected another folder for --export, or"
             " that file removed"

@@ -127,7 +127,7 @@ def _stop(running: list[Running]) -> None:
 
 
 def is_ready(job: Job) -> bool:
-    """Return whether a job can start: it starts from no other run, that run is finished, or it is a model elsewhere."""
+    """Return whether a job can start: it starts from no other run, that run is finished, or a model lies elsewhere."""
     if job.start is None or (job.start / RECORD_FILE).exists():
         return True
     return job.start.parent != job.folder.parent and (job.start / "model.safetensors").exists()

@@ -17,7 +17,7 @@ from workbench.cli import parse
 from workbench.data import load_data
 from workbench.errors import ConfigError, UnknownNameError, WorkbenchError
 from workbench.package_files import RECIPES
-from workbench.training_folder import BEST_ROW, RECIPE_FILE, RECORD_FILE
+from workbench.training_folder import BEST, BEST_ROW, RECIPE_FILE, RECORD_FILE
 
 SCORED = "expected questions with options, whose answers a sweep compares"
 
@@ -75,13 +75,15 @@ class Job:
     def start(self) -> Path | None:
         """The folder of the training that this one starts from, if any: of --start, or a --model.name of this sweep.
 
-        Where that is a folder in a training of this sweep, such as best/ or a checkpoint, it is that training's.
+        Where that is best/ or a checkpoint of a training of this sweep, it is that training's.
         """
         for option in ("--start", "--model.name"):
             if option in self.arguments:
-                named = Path(self.arguments[self.arguments.index(option) + 1])
-                own = (folder for folder in (named, named.parent) if folder.parent == self.folder.parent)
-                return next(own, named if option == "--start" and str(named) != "None" else None)
+                named = Path(self.arguments[self.arguments.index(option) + 1]).expanduser()
+                training = named.parent if re.fullmatch(rf"{BEST}|checkpoint-\d+", named.name) else named
+                if training.parent == self.folder.parent:
+                    return training
+                return named if option == "--start" and str(named) != "None" else None
         return None
 
     @property
@@ -111,8 +113,8 @@ class Sweep:
     """Seeds that every variant is trained with."""
     variants: tuple[str, ...] = ()
     """Variants, each as "NAME: RECIPE --section.key value ..."; {output_dir}, {seed} and {point} (of the grid, such as
-    _limit_train-300) are filled in. A run whose --start or --model.name is the folder of another run, or a folder in
-    it, such as best, waits until that one is finished."""
+    _limit_train-300) are filled in. A run whose --start or --model.name is the folder of another run, or its best or
+    a checkpoint, waits until that one is finished."""
     grid: tuple[str, ...] = ()
     """Axes of a grid, each as "section.key: value value ..."; a value such as 2,3,4 is a list. Every combination is
     trained for every variant or, with `over`, is itself a variant of that recipe."""

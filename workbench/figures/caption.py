@@ -66,9 +66,14 @@ def data_shown(figure: Any) -> str | None:
     return meta.get("data") if isinstance(meta, Mapping) else None
 
 
-def images_counted(figure: Any) -> set[int]:
-    """Return over how many images the scores of a figure are, as far as the texts for the pointer say."""
-    counts = set[int]()
+def images_counted(figure: Any) -> list[int]:
+    """Return over how many images the scores of a figure are, in order, as far as the figure says.
+
+    That is `layout.meta` or, without it, the texts for the pointer.
+    """
+    meta, counts = as_dict(figure)["layout"].get("meta"), set[int]()
+    if isinstance(meta, Mapping) and "n_images" in meta:
+        return sorted(meta["n_images"])
     for trace in as_dict(figure)["data"]:
         rows = np.asarray([] if trace.get("customdata") is None else trace["customdata"], dtype=object)
         if trace.get("visible", True) is not True or rows.ndim < 2 or not rows.size:
@@ -79,7 +84,7 @@ def images_counted(figure: Any) -> set[int]:
             counts |= {int(number) for number in numbers.dropna()}
         else:
             counts |= {int(found[1]) for text in rows.flat if isinstance(text, str) and (found := IMAGES.match(text))}
-    return counts
+    return sorted(counts)
 
 
 def _step_words(figure: Any) -> str:

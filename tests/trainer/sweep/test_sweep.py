@@ -20,8 +20,8 @@ from tests.conftest import ROOT, SMALL, recipe, run, start
 from tests.stored_runs import RECORD, store
 from trainer.checks import check_vfms
 from trainer.recipe import Recipe
-from trainer.sweep.comparison import report, write
-from trainer.sweep.results import finished
+from trainer.sweep.comparison import check_comparable, report, write
+from trainer.sweep.results import finished, result_of
 from trainer.sweep.runner import is_ready, noted_signals
 from trainer.sweep.spec import Sweep, check
 from workbench.cli import parse
@@ -269,6 +269,9 @@ def test_a_run_that_starts_from_a_folder_in_another_run_waits_for_that_run(insid
     assert not is_ready(job)
     (tmp_path / "stage1-s0" / "training.json").write_text("{}")
     assert is_ready(job)
+    for place, folder in ((tmp_path / "a" / "b", tmp_path / "a" / "b"), ("~/m", Path.home() / "m")):
+        line = f"baseline: {recipe('stage1')} --start {place}"
+        assert next(Sweep(output_dir=tmp_path, seeds=(0,), variants=(line,)).runs()).start == folder
     (other,) = Sweep(
         output_dir=tmp_path / "b", seeds=(0,), variants=(f"baseline: {recipe('stage1')} --start {tmp_path}/m",)
     ).runs()
@@ -289,6 +292,12 @@ def test_runs_with_other_global_batches_are_not_compared(tmp_path: Path) -> None
         )
     with pytest.raises(RunError, match=r"was trained on 32 images a step and .*layer-2-s0 on 8, since their numbers"):
         compared(sweep)
+    for job in sweep.runs():  # a recipe that asks for more images a step
+        file = job.folder / "training.json"
+        record = json.loads(file.read_text())
+        record["recipe"]["optim"]["accumulation"] = 4 if job.name == "baseline" else 1
+        file.write_text(json.dumps(record))
+    check_comparable([(job, result_of(sweep, job)) for job in sweep.runs()])
 
 
 @pytest.mark.slow
