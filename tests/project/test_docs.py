@@ -40,7 +40,7 @@ def _commands() -> Iterator[str]:
 COMMANDS = [line for line in dict.fromkeys(_commands()) if "mine.yaml" not in line and "ablation" not in line]
 FEW = {
     "analyses.benchmark": ["--limit", "2", "--blind", "off"],
-    "analyses.attention": ["--limit", "6", "--null", "10"],
+    "analyses.attention": ["--limit", "12", "--null", "10"],
     "analyses.cknna": ["--limit", "12", "--null", "10", "--k", "5"],
     "analyses.permutation": ["--limit", "3", "--permutations", "1", "--layers", "2"],
     "analyses.knockout": ["--limit", "3", "--layers", "2", "--width", "1"],
