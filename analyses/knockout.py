@@ -139,10 +139,7 @@ def _windows(config: Config, context: Context) -> tuple[list[tuple[int, int]], l
         f"blocks {first}-{last}: {context.mllm.name} has {n_blocks}" for first, last in windows if last > n_blocks
     ]
     if config.layers and not within:
-        raise ConfigError(
-            f"no window is left ({'; '.join(too_long)}): expected layers from which a window of width"
-            f" {min(config.width)} fits, at most {n_blocks - min(config.width) + 1}"
-        )
+        raise ConfigError(f"no window is left ({'; '.join(too_long)}): expected smaller layers, or a smaller width")
     return list(dict.fromkeys([*within, (1, n_blocks)])), too_long if config.layers else []
 
 

@@ -1,7 +1,7 @@
 """Permutation nulls, and with them all statistics of the analyses.
 
-The intervals of means are those of workbench/intervals.py, the paired tests those of workbench/paired.py; both are
-imported from here too.
+The intervals of means are those of workbench/intervals.py, the paired tests those of workbench/paired.py, the steps to
+a level those of workbench/reached.py; all are imported from here too.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from workbench.intervals import t_interval as t_interval
 from workbench.metrics.alignment import MAX_PAIRED_ROWS, METRICS, Array, Metric, check_same_rows
 from workbench.paired import ROUNDING
 from workbench.paired import Paired as Paired
-from workbench.paired import Reached as Reached
 from workbench.paired import bootstrap_ci as bootstrap_ci
-from workbench.paired import first_reached as first_reached
 from workbench.paired import half_splits as half_splits
 from workbench.paired import holm as holm
 from workbench.paired import jackknife_ci as jackknife_ci
@@ -36,8 +34,10 @@ from workbench.paired import paired_test as paired_test
 from workbench.paired import sign_flip as sign_flip
 from workbench.paired import split_half_ci as split_half_ci
 from workbench.paired import split_half_test as split_half_test
-from workbench.paired import steps_reached as steps_reached
 from workbench.paired import sums_interval as sums_interval
+from workbench.reached import Reached as Reached
+from workbench.reached import first_reached as first_reached
+from workbench.reached import steps_reached as steps_reached
 
 
 @dataclass(frozen=True)

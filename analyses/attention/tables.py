@@ -218,20 +218,19 @@ def _image_means(run: Run, shared: Collection[str]) -> pd.DataFrame:
 
 
 def summary(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """Return the chosen heads on the reported half of the images, or the layers' means where maps met no objects.
+    """Return the chosen heads on the reported half of the images, or the layers' means where a model has none.
 
     For positions other than the prompt's last, they are one table: how well the chosen heads point, and the spatial
     entropy of each layer in the normalization that figures show first.
     """
     if any("read" in run.tables["samples"] for run in runs.values()):
         return _heads_and_entropy(runs)
-    if not any(len(run.tables.get("heads", ())) for run in runs.values()):
+    if not all(len(run.tables.get("heads", ())) for run in runs.values()):
         layer_tables = pd.concat([run.tables["layers"].assign(model=label) for label, run in runs.items()])
         return layer_tables[["model", *next(iter(runs.values())).tables["layers"]]]
     columns = ["model", "layer", "head", "pointing", "low", "high", "chance", "null_mean"]
     columns += ["gain", "gain_low", "gain_high", "p_holm", "mass_ratio", "iou", "iou_chance", "n_images", "n"]
-    heads = {label: run.tables["heads"] for label, run in runs.items() if len(run.tables.get("heads", ()))}
-    return pd.concat([table.assign(model=label) for label, table in heads.items()])[columns]
+    return pd.concat([run.tables["heads"].assign(model=label) for label, run in runs.items()])[columns]
 
 
 def _heads_and_entropy(runs: Mapping[str, Run]) -> pd.DataFrame:

@@ -62,22 +62,24 @@ def figures(runs: Mapping[str, Run]) -> dict[str, go.Figure]:
     reach = compared(runs)
     # the difference of a single pair of runs has no interval, so it is in the table only
     if len(reach) and (reach["seeds"] > 1).all():
-        drawn["Steps to the other model's final score"] = fig.step_differences(reach)
+        drawn["Steps to the other model's final score"] = _noted(fig.step_differences(reach), reach, runs)
     return drawn
 
 
 def _curves(table: pd.DataFrame, runs: Mapping[str, Run], **options: Any) -> go.Figure:
-    """Draw curves, and note for their caption which data they are about, and over how many images.
+    """Draw rows of `curves` or `differences` with `step_curves`, whose options these are."""
+    return _noted(fig.step_curves(table, **options), table, runs)
+
+
+def _noted(figure: go.Figure, table: pd.DataFrame, runs: Mapping[str, Run]) -> go.Figure:
+    """Note in a figure, for its caption, which data it is about and over how many images its scores are.
 
     Args:
-        table: rows of `curves` or `differences`; benchmarks have data of their own.
-        options: of `step_curves`.
+        table: what is drawn; rows of benchmarks are about data of their own, and a table over seeds has no n_images.
     """
     of_benchmark = table["measure"] == BENCHMARK
     data = [] if of_benchmark.all() else [str(run.extra.get("data", "")) for run in runs.values()]
     if of_benchmark.any():
         data += [each["data"] for run in runs.values() for each in run.extra.get("benchmarks", ())]
-    noted: dict[str, Any] = {"data": ", ".join(dict.fromkeys(data))}
-    if "n_images" in table:
-        noted["n_images"] = sorted({int(n) for n in table["n_images"].dropna()})
-    return fig.step_curves(table, **options).update_layout(meta=noted)
+    counts = sorted({int(n) for n in table["n_images"].dropna()}) if "n_images" in table else []
+    return figure.update_layout(meta={"data": ", ".join(dict.fromkeys(data)), "n_images": counts})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from workbench.data import Dataset
 from workbench.data.base import Conversation
 from workbench.data.images import shown
 from workbench.errors import DataError, WorkbenchError
-from workbench.mllm import MLLM, Batch
+from workbench.mllm import MLLM, Batch, VisualTokens
 from workbench.mllm.conversation import encode_conversations
 
 MEGABATCH = 50  # groups that are sorted by length together, as in transformers' own grouping by length
@@ -131,6 +131,11 @@ class ConversationSet(torch.utils.data.Dataset):
         """Return the name of a conversation in messages: its row and its data set."""
         return f"conversation {conversation.id} of {shown(self._names.get(id(conversation), self.data.name))}"
 
+    def unusable(self, conversation: Conversation, why: WorkbenchError) -> DataError:
+        """Return the error about a conversation that stops a training, with what to do."""
+        remedy = "repair it, or leave it out (drop=ROW in the spec), and resume with --resume --repaired"
+        return DataError(f"{self.where(conversation)}: {why}; {remedy}")
+
     def warnings(self) -> list[str]:
         """Return sentences about what is left out of the data and what is cut."""
         left_out = [f"{shown(self.data.name)}: {sentence}" for sentence in self.data.left_out]
@@ -138,19 +143,12 @@ class ConversationSet(torch.utils.data.Dataset):
 
 
 def encode_rows(
-    mllm: MLLM,
-    data: ConversationSet,
-    numbers: Sequence[int],
-    max_length: int | None,
-    *,
-    device: str | None = None,
-    check: Callable[[Batch], None] | None = None,
+    mllm: MLLM, data: ConversationSet, numbers: Sequence[int], max_length: int | None, *, device: str | None = None
 ) -> tuple[Batch, Tensor]:
     """Encode the conversations with these numbers; return the batch and its labels.
 
     Args:
         device: where the tensors are put; by default the model's device.
-        check: raises a WorkbenchError if a batch cannot be used.
 
     Raises:
         DataError: a conversation cannot be encoded; the message names its row and what to do. All conversations were
@@ -158,28 +156,19 @@ def encode_rows(
             header, or the data have changed since.
     """
     conversations = [data.conversations[number] for number in numbers]
-
-    def encoded(rows: Sequence[Conversation], device: str | None) -> tuple[Batch, Tensor]:
-        images = [row.images for row in rows]  # reads the image files
-        batch, labels = encode_conversations(
-            mllm, images, [row.turns for row in rows], max_length=max_length, device=device
-        )
-        if check is not None:
-            check(batch)
-        return batch, labels
-
+    turns = [c.turns for c in conversations]
     try:
-        return encoded(conversations, device)
+        images = [c.images for c in conversations]  # reads the image files
+        return encode_conversations(mllm, images, turns, max_length=max_length, device=device)
     except WorkbenchError as error:
         broken, why = conversations[0], error
         for conversation in conversations if len(conversations) > 1 else ():
             try:
-                encoded([conversation], "cpu")
+                encode_conversations(mllm, [conversation.images], [conversation.turns], max_length=max_length)
             except WorkbenchError as alone:
                 broken, why = conversation, alone
                 break
-        remedy = "repair it, or leave it out (drop=ROW in the spec), and resume with --resume --repaired"
-        raise DataError(f"{data.where(broken)}: {why}; {remedy}") from error
+        raise data.unusable(broken, why) from error
 
 
 class Collator:
@@ -209,9 +198,10 @@ class Collator:
 
     def __call__(self, numbers: list[int]) -> dict[str, Any]:
         """Return the batch, on the CPU; the Trainer moves it to the model's device."""
-        check = self._check if self._mask or self._encoder else None
-        batch, labels = encode_rows(self._mllm, self._data, numbers, self.max_length, device="cpu", check=check)
+        batch, labels = encode_rows(self._mllm, self._data, numbers, self.max_length, device="cpu")
         visual = self._mllm.visual_tokens(batch)
+        for number, sample in zip(numbers, visual, strict=True):
+            self._check(number, sample)
         inputs: dict[str, Any] = dict(batch.inputs)
         tiles = [tile for sample in visual for tile in sample]
         aligned = len(tiles) if self._count_tiles else sum(loss_tokens(len(tile.index), self._mask) for tile in tiles)
@@ -221,14 +211,16 @@ class Collator:
             inputs["targets"] = self._targets(numbers, batch.images, visual)
         return inputs
 
-    def _check(self, batch: Batch) -> None:
-        """Check that the alignment loss can use a batch, so that the message names the row that it cannot use.
+    def _check(self, number: int, tiles: list[VisualTokens]) -> None:
+        """Check that the alignment loss can use the images of a conversation.
 
         Raises:
-            WorkbenchError: an image or tile has too few tokens for a mask, or tokens without features of their own.
+            DataError: one has too few tokens for the mask, or tokens without features of their own; names the row.
         """
-        visual = self._mllm.visual_tokens(batch)
-        for tile in (tile for sample in visual for tile in sample):
-            loss_tokens(len(tile.index), self._mask)
-        if self._encoder:
-            encoder_rows(self._mllm, visual)
+        try:
+            for tile in tiles:
+                loss_tokens(len(tile.index), self._mask)
+            if self._encoder:
+                encoder_rows(self._mllm, [tiles])
+        except WorkbenchError as error:
+            raise self._data.unusable(self._data.conversations[number], error) from error

@@ -42,7 +42,9 @@ def caption_of(title: str, figure: Any, runs: Mapping[str, Run]) -> Caption:
     shown, data = images_shown(figure), data_shown(figure)
     if data is None:
         data = ", ".join(dict.fromkeys(str(record.get("data", "")) for record in records))
-    counts = images_counted(figure) or sorted({count for run in runs.values() for count in _images(run)})
+    counts = images_counted(figure)
+    if counts is None:
+        counts = sorted({count for run in runs.values() for count in _images(run)})
     n = f"{' to '.join(map(str, dict.fromkeys([*counts[:1], *counts[-1:]])))} images of {data}" if counts else data
     if shown:
         n = f"{shown} of {n}" if counts else f"{shown} image{'s' * (shown > 1)} of {data}"

@@ -30,7 +30,7 @@ from workbench.claims.evidence import Evidence, StoredAnalysis
 from workbench.claims.rules import Ledger
 from workbench.claims.trained import Trained
 from workbench.errors import ConfigError, RunError, UnknownNameError
-from workbench.paired import first_reached
+from workbench.reached import first_reached
 
 Options = Mapping[str, Any]
 

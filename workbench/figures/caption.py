@@ -66,10 +66,10 @@ def data_shown(figure: Any) -> str | None:
     return meta.get("data") if isinstance(meta, Mapping) else None
 
 
-def images_counted(figure: Any) -> list[int]:
-    """Return over how many images the scores of a figure are, in order, as far as the figure says.
+def images_counted(figure: Any) -> list[int] | None:
+    """Return over how many images the scores of a figure are, in order; None if the figure does not say.
 
-    That is `layout.meta` or, without it, the texts for the pointer.
+    That is in `layout.meta` or, without it, in the texts for the pointer.
     """
     meta, counts = as_dict(figure)["layout"].get("meta"), set[int]()
     if isinstance(meta, Mapping) and "n_images" in meta:
@@ -84,7 +84,7 @@ def images_counted(figure: Any) -> list[int]:
             counts |= {int(number) for number in numbers.dropna()}
         else:
             counts |= {int(found[1]) for text in rows.flat if isinstance(text, str) and (found := IMAGES.match(text))}
-    return sorted(counts)
+    return sorted(counts) or None
 
 
 def _step_words(figure: Any) -> str:

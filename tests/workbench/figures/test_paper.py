@@ -207,6 +207,8 @@ def test_a_caption_counts_the_images_of_its_own_figure() -> None:
         (figures.difference_curves(by_layer.assign(p_holm=0.5), y="score"), "199 to 200 images of shapes:val"),
         (bars(), "7 images of shapes:val"),
         (dots().update_layout(meta={"data": "pope:random"}), "9 images of pope:random"),
+        (dots().update_layout(meta={"data": "pope:random", "n_images": [500]}), "500 images of pope:random"),
+        (dots().update_layout(meta={"data": "pope:random", "n_images": []}), "pope:random"),  # over seeds
         (panels().update_layout(meta={"data": ""}), ""),
     ):
         assert caption_of("Scores", figure, {"m": run}).n == n
