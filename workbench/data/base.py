@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -292,8 +293,8 @@ class ConversationDataset(Dataset):
         name: the spec it was loaded from.
         conversations: all conversations.
         fingerprint: hash of everything that determines the conversations, or a function that computes it.
-        samples: the questions; by default the first question of each conversation with exactly one image, since later
-            turns depend on earlier ones.
+        samples: one question of each conversation with exactly one image, in their order; by default the first, since
+            later turns depend on earlier ones.
         left_out: see `Dataset`.
     """
 
@@ -320,6 +321,15 @@ class ConversationDataset(Dataset):
     @property
     def conversations(self) -> list[Conversation]:  # type: ignore[override]
         return self._conversations
+
+    def only(self, ids: Collection[str], limit: int | None = None) -> ConversationDataset:
+        """Return the questions with these ids and their conversations, as `Dataset.only`."""
+        chosen = cast(ConversationDataset, super().only(ids, limit))
+        kept = {sample.id for sample in chosen.samples}
+        about_one_image = (conversation for conversation in self._conversations if len(conversation.loads) == 1)
+        questions = zip(about_one_image, self.samples, strict=True)
+        chosen._conversations = [conversation for conversation, sample in questions if sample.id in kept]
+        return chosen
 
 
 def mixed(parts: Sequence[Dataset], weights: Sequence[float], seed: int = 0) -> ConversationDataset:

@@ -15,7 +15,7 @@ from workbench.data.image_files import below, file_hashes, image_files, missing,
 from workbench.data.images import StoredImage, shown
 from workbench.data.selection import choose
 from workbench.data.specs import path_of
-from workbench.data.turns import is_empty
+from workbench.data.turns import check_characters, is_empty
 from workbench.errors import DataError, UnknownNameError
 
 
@@ -189,12 +189,14 @@ def text_cell(where: str, row: Mapping[str, Any], column: str) -> str:
     """Return the text of a cell, with surrounding space removed.
 
     Raises:
-        DataError: the cell is empty or no text.
+        DataError: the cell is empty, no text or no valid Unicode.
     """
     value = row.get(column)
     if is_empty(value) or not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
         raise DataError(f"{where} has {column} {str(value)[:40]!r}: expected a text")
-    return str(value).strip()
+    text = str(value).strip()
+    check_characters(f"{where}: its {column}", text)
+    return text
 
 
 def yes_or_no(where: str, row: Mapping[str, Any], column: str) -> str:
@@ -214,8 +216,10 @@ def lettered(where: str, letter: str, options: Sequence[str]) -> str:
     """Return the option that a letter names, such as "B", "(b)" or "B.".
 
     Raises:
-        DataError: it names none of them.
+        DataError: it names none of them, or there are none.
     """
+    if not options:
+        raise DataError(f"{where} has no options: expected some")
     name = letter.strip().strip("().").upper()
     if len(name) != 1 or name not in ascii_uppercase[: len(options)]:
         raise DataError(

@@ -86,7 +86,7 @@ def answer_of(where: str, value: Any, options: Options, reading: str = "auto") -
         # a list of numbers, such as [0.1, 0.2, 0.5, 0.6], is a box and stays a text
         if spelled and all(isinstance(item, str) for item in spelled):
             value = spelled
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         if len({json.dumps(one, default=str) for one in value}) > 1:
             raise DataError(f"{where} has {len(value)} answers, {str(list(value))[:60]}: expected one")
         value = value[0] if value else None
@@ -97,12 +97,12 @@ def answer_of(where: str, value: Any, options: Options, reading: str = "auto") -
         if reading in ("index", "letter"):
             raise DataError(f"{where} has no options: expected some, since the spec has answer={reading}")
         return text
-    readings = _readings(value, text, options, explicit=reading == "index")
+    readings = _readings(value, text, options, reading)
     if reading != "auto":
         readings = {name: option for name, option in readings.items() if name == reading}
     if not readings:
         expected = {
-            "auto": "one of them, its index from 0 or its letter",
+            "auto": "one of them, its index from 0 or its letter" + _named_reading(value, text, options),
             "index": "an index from 0",
             "letter": "a letter",
         }.get(reading, "one of them")
@@ -136,24 +136,30 @@ def plain_text(what: str, value: Any) -> str:
     return text
 
 
-def _readings(value: Any, text: str, options: Options, *, explicit: bool) -> dict[str, str]:
+def _named_reading(value: Any, text: str, options: Options) -> str:
+    """Return how the spec must name the reading of an answer that is read in one way only if named; "" if in none."""
+    ways = [name for name in ("index", "letter") if name in _readings(value, text, options, name)]
+    return f"; answer={ways[0]} in the spec of the data reads it as the {ways[0]}" if ways else ""
+
+
+def _readings(value: Any, text: str, options: Options, reading: str) -> dict[str, str]:
     """Return {reading: option} of each reading that the answer allows.
 
     Args:
         value: the answer's cell.
         text: the answer as a text.
         options: the row's options.
-        explicit: whether the spec has `answer=index`; then an index may also be a text (as in CSV).
+        reading: one of READINGS; with "index" an index may also be a text (as in CSV), with "letter" a small letter.
     """
     readings = {}
     if text in options.texts:
         readings["text"] = text
-    if (isinstance(value, int) or (explicit and text.isdecimal())) and 0 <= int(text) < len(options.texts):
+    if (isinstance(value, int) or (reading == "index" and text.isdecimal())) and 0 <= int(text) < len(options.texts):
         readings["index"] = options.texts[int(text)]
     # a label that is a number, as some rows of ARC have
     if not text.isalpha() and text in options.letters:
         readings["letter"] = options.texts[options.letters.index(text)]
-    if isinstance(value, str) and (letter := LETTER.fullmatch(text)):
+    if isinstance(value, str) and (letter := LETTER.fullmatch(text.upper() if reading == "letter" else text)):
         name = (letter[1] or letter[2]).upper()
         if name in options.letters:
             readings["letter"] = options.texts[options.letters.index(name)]
@@ -175,7 +181,7 @@ def _options(where: str, value: Any) -> Options:
         by_key = {str(key): item for key, item in value.items() if item is not None}
         if (
             by_key.keys() == {"text", "label"}
-            and isinstance(by_key["text"], Sequence)
+            and all(isinstance(column, Sequence) for column in by_key.values())
             and len(by_key["text"]) == len(by_key["label"])
         ):
             value, letters = by_key["text"], tuple(str(label).upper() for label in by_key["label"])

@@ -61,7 +61,7 @@ def cv_bench(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
             )
             if task not in wanted:
                 continue
-            choices = options_of(where, {"choices": row["choices"]}).texts
+            choices = options_of(where, {"choices": row.get("choices")}).texts
             rows.append(
                 Row(
                     where,

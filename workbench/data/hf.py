@@ -27,7 +27,7 @@ from workbench.data.images import StoredImage, embedded, shown
 from workbench.data.llava_json import check_broken, check_dropped, content_fingerprint, row_numbers
 from workbench.data.selection import choose
 from workbench.data.specs import path_of, spec_options
-from workbench.data.turns import Notes, check_media, image_key, is_empty, message_text, turns_of
+from workbench.data.turns import Notes, check_characters, check_media, image_key, is_empty, message_text, turns_of
 from workbench.errors import DataError, UnknownNameError
 from workbench.progress import progress_bar
 
@@ -126,11 +126,16 @@ def _ids(table: Any) -> tuple[list[str], Any]:
     """Return the id of each row's question, and the table without the column that they come from.
 
     It is the first of ID_COLUMNS that has another text or number in every row, or else the numbers of the rows.
+
+    Raises:
+        DataError: an id that is no valid Unicode.
     """
     for name in ID_COLUMNS:
         values = [row[name] for row in table.select_columns([name])] if name in table.column_names else []
         ids = [str(value) for value in values if isinstance(value, str | int) and value != ""]
         if len(set(ids)) == len(table):
+            for number, each in enumerate(ids, start=1):
+                check_characters(f"row {number}: its {name}", each)
             return ids, table.remove_columns(name)
     return [f"{number}" for number in range(1, len(table) + 1)], table
 
@@ -215,6 +220,7 @@ def _row(
         notes.add("the answer is written with .0, as whole numbers are in a column that lacks some", where)
     if chat is None and isinstance(question, str) and not question.strip():
         notes.add("the question is empty", where)
+    check_characters(f"{where}: its category", str(category))
     return _Row(
         index,
         _turns(where, row, chat, images, options, reading, notes),

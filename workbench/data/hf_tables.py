@@ -18,6 +18,7 @@ from workbench.errors import DataError
 from workbench.files import cache_folder, sha256
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
+OTHER_WORDS = {"training": "train", "testing": "test"}
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 
 
@@ -82,7 +83,10 @@ def read_table(path: str, split: str, usual: str = "train") -> Any:
         else:
             table = datasets.load_dataset(path, split=split or usual)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"data set '{shown(path)}' could not be loaded ({shown(error.__cause__ or error)})") from error
+        why = shown(error.__cause__ or error)
+        if "BatchSize" in why:  # what pyarrow says about a file without rows
+            raise DataError(f"{shown(path)} has no rows: expected some") from error
+        raise DataError(f"data set '{shown(path)}' could not be loaded ({why})") from error
     for name, feature in table.features.items():  # images are decoded later, by our own code
         if isinstance(feature, datasets.Image):
             table = table.cast_column(name, datasets.Image(decode=False))
@@ -184,13 +188,10 @@ def _check_git_lfs(files: Sequence[Path]) -> None:
 
 
 def _of_split(place: Path, files: list[Path], split: str, usual: str) -> list[Path]:
-    """Return the files of one split, by their names below `place`."""
+    """Return the files of one split, by the words of their names below `place`."""
     if not split and len(files) == 1:
         return files
-    words = {
-        file: set(re.split(r"[^a-z0-9]+", str(file.relative_to(place) if place.is_dir() else file.name).lower()))
-        for file in files
-    }
+    words = {file: _words(str(file.relative_to(place) if place.is_dir() else file.name)) for file in files}
     if named := [file for file in files if (split or usual) in words[file]]:
         return named
     known = [name for name in SPLITS if any(name in file_words for file_words in words.values())]
@@ -200,3 +201,10 @@ def _of_split(place: Path, files: list[Path], split: str, usual: str) -> list[Pa
             f" {' or '.join(f'split={name}' for name in known) or 'none'}"
         )
     return files
+
+
+def _words(name: str) -> set[str]:
+    """Return the words of a name, also without a number at their end: of train2014, train2014 and train."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    plain = (word.rstrip("0123456789") for word in words)
+    return {*words, *(OTHER_WORDS.get(word, word) for word in plain)}

@@ -67,11 +67,12 @@ def below(root: Path, written: str, where: str) -> str:
             f"{where} has image '{shown(written)}', a web address: expected a file below the image root; download it"
             " first"
         )
-    name = (
-        os.path.relpath(os.path.realpath(written), os.path.realpath(root))
-        if os.path.isabs(written)
-        else posixpath.normpath(written)
-    )
+    name = posixpath.normpath(written)
+    if os.path.isabs(written):
+        # as it is written, since the file may be a link; else the root or a folder above it may be one
+        name = os.path.relpath(name, os.path.abspath(root))
+        if name.split("/")[0] == "..":
+            name = os.path.relpath(os.path.realpath(written), os.path.realpath(root))
     if name.split("/")[0] == ".." or not written.strip() or "\0" in written:
         raise DataError(f"{where} has image '{shown(written)}': expected a path below the image root")
     return name
@@ -144,10 +145,17 @@ def walk(root: Path) -> Iterator[tuple[str, Path]]:
     """Yield (path below `root`, file) of every file, sorted by that path.
 
     Links are followed. Folders of operating systems and editors are skipped.
+
+    Raises:
+        DataError: a folder that may not be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"folder {shown(error.filename)} cannot be read ({error.strerror})") from error
+
     files: list[tuple[str, Path]] = []
     seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in seen:  # a folder that a link leads back to
             folders[:] = []

@@ -145,22 +145,27 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         DataError: a mode whose white level is unknown (32 bits, floating point).
     """
-    # before EXIF is read: that of a PNG would load the pixels too, and errors in EXIF are ignored
-    image.load()
-    if (turn := TURNS.get(orientation(image))) is not None:
-        image = image.transpose(turn)
+    sixteen_bits = image.format == "PPM"  # whose levels PIL scales to 16 bits
+    image = upright(image)
     if image.mode[0] in "IF":
         levels = np.asarray(image)
         if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
             raise DataError(
                 f"an image of mode {image.mode} with levels {levels.min():g} to {levels.max():g}: expected 8 or 16 bits"
             )
-        deep = image.mode != "I" or levels.max() > 255
+        deep = sixteen_bits or image.mode != "I" or levels.max() > 255
         return Image.fromarray((levels / (257 if deep else 1)).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return the first frame, turned as its EXIF tag says."""
+    image.load()  # before EXIF is read: that of a PNG would load the pixels too, and errors in EXIF are ignored
+    turn = TURNS.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def orientation(image: Image.Image) -> int:

@@ -109,14 +109,15 @@ def llava_json(
             if is_dropped:
                 left_out.add(rows[-1][0])
     check_broken(file, broken, len(rows) - len(left_out), notes, skip=options["broken"] == "skip")
-    if options["split"] != "all":
-        rows = _part(file, rows, options["split"], options["held"], notes)
     files = image_files(root, {source for _, sources, _ in rows for source in sources if isinstance(source, str)})
+    stored = stored_images(root, files)
+    if options["split"] != "all":
+        places = {name: image.place for name, image in stored.items()}
+        rows = _part(file, rows, places, options["split"], options["held"], notes)
     paths = [s for name, sources, _ in rows if name not in left_out for s in sources if isinstance(s, str)]
     if lost := [path for path in paths if path not in files]:
         report = missing(file.name, root, lost)
         rows = _without_missing(rows, left_out, files, report, notes, skip=options["missing"] == "skip")
-    stored = stored_images(root, files)
     images = [
         tuple(
             stored[s] if isinstance(s, str) else embedded_image(s, f"of row {name}")
@@ -180,24 +181,28 @@ class Line(str):
     """A row that is not parsed yet."""
 
 
-def _part(file: Path, rows: list[Row], split: str, held: str, notes: Notes) -> list[Row]:
+def _part(file: Path, rows: list[Row], places: Mapping[str, str], split: str, held: str, notes: Notes) -> list[Row]:
     """Return the rows of the held-out images (`split` is val), or the rows that show none of these images.
 
-    Text alone counts as one image, and so does a row of several images.
+    Text alone counts as one image, and so does a row of several images. `places` are those of the images that exist,
+    by name, since two names may be one file.
     """
-    places = [sources or number for number, (_, sources, _) in enumerate(rows)]
-    count = len(set(places))
+    shows = [
+        tuple(places.get(source, source) if isinstance(source, str) else source for source in row[1]) for row in rows
+    ]
+    keys = [images or number for number, images in enumerate(shows)]
+    count = len(set(keys))
     if not held.isdigit() or not 0 < int(held) < count:
         raise DataError(
             f"held is {shown(held, 20)}: expected 1 to {count - 1}, fewer than the images (and rows of text alone)"
             f" in {shown(file.name)}"
         )
-    held_out = set(rows_of_images(places, int(held), 0))
+    held_out = set(rows_of_images(keys, int(held), 0))
     if split == "val":
         return [row for number, row in enumerate(rows) if number in held_out]
-    images = {image for number in held_out for image in rows[number][1]}
-    remaining = [row for number, row in enumerate(rows) if number not in held_out]
-    train = [row for row in remaining if images.isdisjoint(row[1])]
+    images = {image for number in held_out for image in shows[number]}
+    remaining = [number for number in range(len(rows)) if number not in held_out]
+    train = [rows[number] for number in remaining if images.isdisjoint(shows[number])]
     if not train:
         raise DataError(
             f"every row of {shown(file.name)} shows one of {held} held-out images: expected held to be less"

@@ -31,7 +31,7 @@ from workbench.data.copies import VLMEVALKIT, label_version
 from workbench.data.images import FORMATS, shown
 from workbench.data.specs import spec_options
 from workbench.data.vlmevalkit import benchmark_table
-from workbench.errors import DataError
+from workbench.errors import DataError, UnknownNameError
 
 PERCEPTION = (
     "existence",
@@ -88,6 +88,9 @@ def _table(path: str, images: Path) -> Iterator[Row]:
 
 
 def _folders(root: Path) -> Iterator[Row]:
+    for folder in sorted(root.glob("[!.]*/")):
+        if folder.name not in CATEGORIES and any((*folder.glob("*.txt"), *folder.glob("questions_answers_YN/*.txt"))):
+            raise UnknownNameError(f"folder in {shown(root)}", folder.name, CATEGORIES)
     for category in CATEGORIES:
         folder = root / category
         texts = folder / "questions_answers_YN" if (folder / "questions_answers_YN").is_dir() else folder
@@ -99,7 +102,10 @@ def _folders(root: Path) -> Iterator[Row]:
                 raise DataError(
                     f"{shown(file)} has no image: expected {file.stem}.jpg or .png in {shown(image_folder)}"
                 )
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            try:
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{shown(file)} is not UTF-8 ({error.reason}): expected a text file") from error
             for number, line in enumerate(filter(str.strip, lines), start=1):
                 where = f"{category}/{file.name} line {number}"
                 question, tab, answer = line.partition("\t")

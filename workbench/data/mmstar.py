@@ -53,6 +53,8 @@ def mmstar(spec: str, **choice: Unpack[Choice]) -> BenchmarkDataset:
         text, written = _split(question)
         if not (choices := choices or written):
             raise DataError(f"{where} has no options: expected columns A to D, or Options: A: .. in the question")
+        if "" in choices:
+            raise DataError(f"{where} has an empty option {ascii_uppercase[choices.index('')]}: expected a text")
         rows.append(
             Row(
                 where,

@@ -32,7 +32,7 @@ from PIL import Image
 
 from workbench.data.base import DATASETS, Dataset, DrawnObject, Object, Sample, content_hash
 from workbench.data.folder import photographs
-from workbench.data.images import look_at
+from workbench.data.images import look_at, upright
 from workbench.data.scenes import (
     COUNT,
     COUNTS,
@@ -258,7 +258,9 @@ def cut_out(file: Path) -> Image.Image:
 @lru_cache(maxsize=512)
 def _cut_out(file: Path, hints: object) -> Image.Image:
     """Read a cut-out; it is cached for as long as `hints` of the file do not change."""
-    transparent, image = look_at(file, str(file), lambda image: (image.has_transparency_data, image.convert("RGBA")))
+    transparent, image = look_at(
+        file, str(file), lambda image: (image.has_transparency_data, upright(image).convert("RGBA"))
+    )
     visible = image.getchannel("A").point(lambda alpha: 255 * (alpha >= 128))
     box = visible.getbbox()
     if not transparent or visible.getextrema()[0]:

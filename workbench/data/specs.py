@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
-from workbench.errors import UnknownNameError
+from workbench.errors import ConfigError, UnknownNameError
 
 
 def path_of(text: str) -> Path:
@@ -34,6 +34,7 @@ def spec_options(spec: str, known: Mapping[str, str]) -> tuple[str, dict[str, st
         known: {option: default}.
 
     Raises:
+        ConfigError: an option that is given twice.
         UnknownNameError: an option that is not in `known`.
     """
     if os.path.exists(path_of(spec)):
@@ -57,6 +58,8 @@ def _options(path: str, text: str, known: Mapping[str, str]) -> dict[str, str]:
             options[last] += f"&{part}"
         elif name not in known:
             raise UnknownNameError(f"option of {path}", name, known)
+        elif name in options:
+            raise ConfigError(f"{path} has the option {name} twice, {options[name]} and {value}: expected it once")
         else:
             last, options[name] = name, value
     return {name: str(path_of(value)) if value else value for name, value in options.items()}

@@ -31,7 +31,7 @@ def benchmark_table(path: str, split: str) -> Any:
     table = read_table(path, "", split)
     if not isinstance(table, TextTable) or not {"index", "image", "question", "answer"} <= set(table.column_names):
         return table
-    images = {str(row["index"]): row["image"] for row in table}
+    images = {str(row["index"]): row.get("image") for row in table if "index" in row}
     return TextTable(_row(f"{shown(path)} row {number}", row, images) for number, row in enumerate(table, start=1))
 
 
@@ -43,9 +43,9 @@ def _row(where: str, row: Mapping[str, Any], images: Mapping[str, Any]) -> dict[
         row: the row.
         images: the cell `image` of each row, by index.
     """
-    image, index = row["image"], str(row["index"])
+    image, index = row.get("image"), str(row.get("index", ""))
     if isinstance(image, str) and len(image) <= REFERENCE and image.isdecimal():
-        image = images.get(image, "")
+        image = images.get(image) or ""
         if len(image) <= REFERENCE:
             raise DataError(f"{where} has the image {row['image']}: expected the index of a row that has an image")
     letters = [letter for letter in ascii_uppercase if not is_empty(row.get(letter))]

@@ -230,6 +230,22 @@ def test_what_is_wrong_with_mme_is_one_sentence(tmp_path: Path) -> None:
         loaded(f"mme:{parquet(tmp_path / 'test.parquet', rows)}")
 
 
+@pytest.mark.parametrize("name", ["cuont", "Count"])
+def test_a_folder_of_mme_with_another_name_is_refused(name: str, tmp_path: Path) -> None:
+    """Its questions would be missing in the total."""
+    folder = mme_folder(tmp_path / "mme")
+    (folder / "count").rename(folder / name)
+    with pytest.raises(UnknownNameError, match=rf"folder in .* '{name}'.*did you mean 'count'"):
+        loaded(f"mme:{folder}")
+
+
+def test_texts_of_mme_are_utf_8(tmp_path: Path) -> None:
+    folder = mme_folder(tmp_path / "mme")
+    (folder / "count" / "1.txt").write_bytes("Is it a café?\tYes\nIs it red?\tNo\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"count/1\.txt is not UTF-8 \(.*\): expected a text file"):
+        loaded(f"mme:{folder}")
+
+
 # --- MMVP -----------------------------------------------------------------------------------------
 
 
@@ -374,6 +390,41 @@ def test_a_table_of_letters_with_a_gap_is_refused(tmp_path: Path) -> None:
         loaded(f"cv_bench:{tmp_path / 'CV-Bench-2D.tsv'}")
 
 
+@pytest.mark.parametrize("choices", ["lack", []])
+def test_cv_bench_without_options_is_one_sentence(choices: Any, tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    for number in range(2):
+        (tmp_path / "img" / f"{number}.png").write_bytes(png(number))
+    rows = cv_bench_rows(["Count", "Count"])
+    rows[1] |= {"choices": choices}
+    if choices == "lack":
+        del rows[1]["choices"]
+    jsonl(tmp_path / "test_2d.jsonl", rows)
+    with pytest.raises(DataError, match="row 2 has no options: expected some"):
+        loaded(f"cv_bench:{tmp_path}")
+
+
+def test_a_table_of_letters_without_images_is_one_sentence(tmp_path: Path) -> None:
+    image = base64.b64encode(png(0)).decode()
+    row = {"index": 0, "image": image, "question": "How many?", "answer": "A", "A": "1", "B": "2", "category": "count"}
+    row |= {"task": "Count", "prompt": "p", "source": "COCO"}
+    file = tmp_path / "test_2d.jsonl"
+    for number, other in enumerate(({"image": "0"}, {"image": None}, {})):
+        second = {name: value for name, value in row.items() if name != "image"} | {"index": 1} | other
+        rows = [row | {"image": None}, second] if number == 0 else [row, second]
+        with pytest.raises(DataError, match=r"row 2 has (the image 0: expected the index|0 images)"):
+            loaded(f"cv_bench:{jsonl(file, rows)}")
+
+
+def test_texts_of_a_benchmark_are_valid(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "0.png").write_bytes(png(0))
+    (row,) = cv_bench_rows(["Count"])
+    jsonl(tmp_path / "test_2d.jsonl", [row | {"question": "How many \ud800?"}])
+    with pytest.raises(DataError, match="row 1: its question has half a character"):
+        loaded(f"cv_bench:{tmp_path}")
+
+
 def test_cv_bench_options_may_be_the_text_of_a_list(tmp_path: Path) -> None:
     (tmp_path / "img").mkdir()
     (tmp_path / "img" / "0.png").write_bytes(png(0))
@@ -406,6 +457,9 @@ def test_mmstar_options_in_the_question_or_in_columns(tmp_path: Path) -> None:
     assert (data[0].question, data[0].answer, data[0].source) == ("What is 0?", "1.50", "geometry")
     assert data.prompts["0"] == f"What is 0?{end}"
     assert not written.prompts
+    rows[1]["question"] = "What?\nOptions: A: , B: y"
+    with pytest.raises(DataError, match="row 2 has an empty option A: expected a text"):
+        loaded(f"mmstar:{parquet(tmp_path / 'mmstar.parquet', rows)}")
 
 
 def test_mmstar_questions_without_options_are_left_as_they_are() -> None:

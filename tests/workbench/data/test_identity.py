@@ -187,6 +187,15 @@ def test_rows_of_one_image_are_held_out_together(tmp_path: Path) -> None:
     assert len(val.scenes) + sum(not c.loads for c in val.conversations) == 20
 
 
+def test_an_image_with_two_names_is_held_out_under_both(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    file = chats(tmp_path, ["a.png", "link.png", "b.png", "c.png"])
+    for held in range(1, 11):
+        train, val = (load_data(f"llava_json:{file}?split={split}&held={held}") for split in ("train", "val"))
+        assert not {s.image_id for s in train} & {s.image_id for s in val}
+        assert len(train.conversations) + len(val.conversations) == len(load_data(f"llava_json:{file}").conversations)
+
+
 def test_the_interval_of_a_loss_resamples_images() -> None:
     """Five conversations about each image, all alike, say no more than one."""
     losses = np.random.default_rng(0).normal(3, 1, 20)

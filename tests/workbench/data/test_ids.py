@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from tests.students import noise_image
 from workbench.analysis.execution import chosen_data
 from workbench.data import load_data
 from workbench.errors import DataError
@@ -27,6 +29,29 @@ def test_only_the_listed_questions_are_asked(tmp_path: Path) -> None:
     other = chosen_data("shapes:val", None, 0, file)
     assert len({data.fingerprint for data in (whole, chosen, other)}) == 3
     assert len(whole) == len(load_data("shapes:val", limit=12))  # the data set itself stays as it is
+
+
+@pytest.mark.parametrize("kind", ["hf", "llava_json"])
+def test_conversations_are_those_of_the_listed_questions(kind: str, tmp_path: Path) -> None:
+    """Or rows that were not chosen would be counted as rows that cannot be asked."""
+    for number in range(3):
+        noise_image(number).save(tmp_path / f"{number}.png")
+    rows = [
+        {"id": f"q{n}", "image": f"{n}.png", "question": "what ?", "answer": f"{n}"}
+        | {"conversations": [{"from": "human", "value": "<image>\nwhat ?"}, {"from": "gpt", "value": f"{n}"}]}
+        for n in range(3)
+    ]
+    unread = ("conversations",) if kind == "hf" else ("question", "answer")
+    for row in rows:
+        for name in unread:
+            del row[name]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    spec, file = f"{kind}:{tmp_path / 'rows.jsonl'}", tmp_path / "ids.txt"
+    file.write_text("\n".join(load_data(spec)[n].id for n in (2, 0)))
+    chosen = chosen_data(spec, None, 0, file)
+    assert [sample.answer for sample in chosen] == ["0", "2"]
+    assert [conversation.turns[0][1] for conversation in chosen.conversations] == ["0", "2"]
+    assert len(load_data(spec).conversations) == 3
 
 
 def test_ids_that_do_not_fit_are_refused(tmp_path: Path) -> None:

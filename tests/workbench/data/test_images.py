@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from workbench.data import load_data
+from workbench.data.image_files import walk
 from workbench.data.images import embedded, image_size, read_image, readable, upright_rgb
 from workbench.errors import DataError
 
@@ -43,6 +44,10 @@ def test_sixteen_bits_keep_their_shades_and_unknown_whites_are_refused(tmp_path:
     for name, levels in (("deep.png", ramp), ("deep.tif", ramp), ("wide.tif", ramp.astype(np.int32))):
         Image.fromarray(levels).save(tmp_path / name)
         assert np.abs(np.asarray(read_image(tmp_path / name))[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+    for brightest in (200, 300):  # of 65535, in a portable graymap
+        header = b"P5 2 1 65535\n"
+        (tmp_path / "dark.pgm").write_bytes(header + np.array([100, brightest], ">u2").tobytes())
+        assert np.asarray(read_image(tmp_path / "dark.pgm")).max() == 1
     Image.fromarray(np.linspace(0, 1, 16, dtype=np.float32)[None]).save(tmp_path / "float.tif")
     with pytest.raises(DataError, match=r"float\.tif cannot be read .*expected 8 or 16 bits"):
         read_image(tmp_path / "float.tif")
@@ -258,7 +263,9 @@ def test_odd_names_below_the_image_root_are_read(tmp_path: Path) -> None:
         "sub\\o.png": "sub/o.png",
         normalize("NFD", "é.png"): normalize("NFC", "é.png"),
         str(tmp_path / "p.png"): "p.png",
+        str(tmp_path / "link.png"): "link.png",
     }
+    (tmp_path / "link.png").symlink_to(tmp_path.parent / f"{tmp_path.name}-blob.png")  # as in a cache
     rows = []
     for number, (written, file) in enumerate(names.items()):
         (tmp_path / file).parent.mkdir(exist_ok=True)
@@ -308,6 +315,11 @@ def test_a_folder_reads_what_pil_reads_and_names_what_is_left_out(
     assert all(sentence in caplog.text for sentence in data.left_out)
     for limit in range(1, len(data) + 1):
         assert len(load_data(f"folder:{tmp_path}", limit=limit).scenes) == limit
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"folder .*gone cannot be read \(No such file"):
+        list(walk(tmp_path / "gone"))
 
 
 def test_a_folder_without_readable_images_says_what_is_there(tmp_path: Path) -> None:

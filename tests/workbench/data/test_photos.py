@@ -18,7 +18,7 @@ from tests.worlds import answer_p_value, assert_at_chance, hashes_in_fresh_proce
 from trainer.build.toy_llava import build_processor
 from trainer.model_config import ModelConfig
 from workbench.data import Dataset, asked_object, load_data, sources
-from workbench.data.photos import CATEGORIES, OBJECTS, SIZE, STAMPS, object_name
+from workbench.data.photos import CATEGORIES, OBJECTS, SIZE, STAMPS, cut_out, object_name
 from workbench.data.scenes import CENTER_MARGIN, RELATION_MARGIN
 from workbench.data.sources import source_folder
 from workbench.errors import DataError, PackageError, UnknownNameError
@@ -189,6 +189,15 @@ def test_a_folder_of_own_cut_outs_is_a_world_of_its_own(own: Path) -> None:
     before = data.fingerprint
     Image.open(own / "sofa.png").transpose(Image.Transpose.ROTATE_90).save(own / "sofa.png")
     assert load_data(f"photos:train:{own}", limit=200).fingerprint != before
+
+
+def test_a_turned_cut_out_stands_upright(own: Path) -> None:
+    exif, file = Image.Exif(), own / "sofa.png"
+    exif[0x0112] = 6  # to be turned a quarter clockwise when it is shown
+    upright = cut_out(file)
+    with Image.open(file) as image:
+        image.rotate(90, expand=True).save(own / "turned.png", exif=exif)
+    assert np.array_equal(np.asarray(cut_out(own / "turned.png")), np.asarray(upright))
 
 
 def test_names_are_one_word() -> None:

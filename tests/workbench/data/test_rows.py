@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from tests.students import noise_image
@@ -14,7 +15,7 @@ from workbench.data import load_data
 from workbench.data.base import IMAGE_MARK, ConversationDataset
 from workbench.data.choices import Options, answer_of, options_of
 from workbench.data.turns import Notes, place_images, turns_of
-from workbench.errors import DataError, UnknownNameError
+from workbench.errors import ConfigError, DataError, UnknownNameError
 
 
 def said(question: str, answer: str = "a cat") -> list[dict[str, str]]:
@@ -228,7 +229,16 @@ def test_options_of_every_form_and_their_answers(row: dict[str, Any], tmp_path: 
         ),
         ({"options": ["a", "b"], "answer": 2}, "the answer '2' to the options a, b"),
         ({"options": ["a", "b"], "answer": -1}, "the answer '-1' to the options a, b"),
-        ({"options": ["a", "b"], "answer": "1"}, "the answer '1' to the options a, b"),
+        (
+            {"options": ["a", "b"], "answer": "1"},
+            "the answer '1' to the options a, b: .*; answer=index in the spec of the data reads it as the index",
+        ),
+        (
+            {"options": ["left", "right"], "answer": "b"},
+            "expected one of them, .* its letter; answer=letter in the spec of the data reads it as the letter",
+        ),
+        ({"options": {"text": ["x", "y"], "label": 1}, "answer": "x"}, "its `options` has the keys text, label"),
+        ({"answer": "a", "category": "\ud800"}, "row 2: its category has half a character"),
         (
             {"options": ["B", "A"], "answer": "A"},
             r"its answer 'A' can mean 'A' \(text\) and 'B' \(letter\): expected answer=text or answer=letter",
@@ -281,6 +291,8 @@ def test_the_spec_can_say_how_answers_are_meant(tmp_path: Path) -> None:
     assert [s.answer for s in asked(tmp_path, {"options": ["B", "A"], "answer": "A"}, options="?answer=letter")] == [
         "B"
     ]
+    small = {"options": ["left", "right"], "answer": "b"}
+    assert asked(tmp_path, small, options="?answer=letter")[0].answer == "right"
     with pytest.raises(DataError, match="expected a letter"):
         asked(tmp_path, *rows, options="?answer=letter")
     assert (
@@ -294,6 +306,9 @@ def test_a_text_that_is_an_option_is_that_option() -> None:
     for text in options.texts:
         assert answer_of("row 1", text, options) == text
     assert answer_of("row 1", "[0.1, 0.2]", Options()) == "[0.1, 0.2]"  # a box
+    for binary in (b"7", b"yes"):  # no list of numbers
+        with pytest.raises(DataError, match=r"its answer is .* \(bytes\): expected a text or a number"):
+            answer_of("row 1", binary, Options())
     assert [answer_of("row 1", value, Options()) for value in (3, 1.5, "3.0")] == ["3", "1.5", "3.0"]
 
 
@@ -320,6 +335,38 @@ def test_ids_that_do_not_name_one_question_are_not_read(ids: tuple[Any, ...], tm
     assert data.left_out[0].startswith("column `id` is not read: ")
     named = asked(tmp_path, *(row | {"question_id": f"q{n}"} for n, row in enumerate(rows)))
     assert [sample.id for sample in named] == ["q0", "q1"]
+
+
+def test_an_id_that_cannot_be_stored_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="row 2: its id has half a character"):
+        asked(tmp_path, {"answer": "a cat", "id": "a"}, {"answer": "a cat", "id": "\ud800"})
+
+
+# --- files of a split -----------------------------------------------------------------------------
+
+
+def test_files_belong_to_the_splits_that_their_names_say(tmp_path: Path) -> None:
+    noise_image(1).save(tmp_path / "1.png")
+    for names, other in ((("train2014", "val2014"), "val"), (("training", "testing"), "test")):
+        folder = tmp_path / names[0]
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.csv").write_text(f"image,question,answer\n1.png,what ?,{name}\n")
+        for split, expected in (("", names[0]), ("train", names[0]), (other, names[1]), (names[1], names[1])):
+            option = f"&split={split}" if split else ""
+            assert [s.answer for s in load_data(f"hf:{folder}?images={tmp_path}{option}")] == [expected]
+
+
+def test_a_table_without_rows_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    pd.DataFrame({"image": pd.Series(dtype=str), "question": "", "answer": ""}).to_parquet(tmp_path / "q.parquet")
+    with pytest.raises(DataError, match=r"q\.parquet has no rows: expected some"):
+        load_data(f"hf:{tmp_path / 'q.parquet'}")
+
+
+def test_an_option_of_a_spec_is_given_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has the option answer twice, text and index: expected it once"):
+        asked(tmp_path, {"answer": "a"}, options="?answer=text&answer=index")
 
 
 # --- cells ----------------------------------------------------------------------------------------
