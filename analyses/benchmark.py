@@ -54,8 +54,8 @@ from workbench.training_folder import MEAN
 
 # versions: 2 missing answers, majority answer of What's Up, intervals of MME, rotated options; 3 intervals of ratios;
 # 4 answers with two letters ("Option A or B"), majority answer wherever categories are answers;
-# 5 options of one letter
-VERSION = 5
+# 5 options of one letter; 6 letters that are part of a word (A.M.) or ruled out (A is wrong)
+VERSION = 6
 OURS = {"own": "", "sum": " by likelihood"}  # scorers of the figures by category, and what their titles say
 ALL_SCORERS, BY_LIKELIHOOD = "all", ("sum", "mean")
 SIDE = 336  # pixels of the mean image

@@ -12,16 +12,22 @@ from string import ascii_uppercase
 _MARKUP = re.compile(r"[*_`\"']")  # of Markdown, and quotation marks
 _WHOLE = re.compile(r"\(?\[?([A-Za-z])\]?\)?[.):]?")
 _FIRST = re.compile(r"([A-Za-z])[.):](?!\w)")
-_NAMED = re.compile(r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|OPTION|[Cc]hoice|CHOICE)(?:\s+is|\s+IS)?\s*:?\s*[(\[]?([A-Z])\b")
+_NAMED = re.compile(
+    r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|OPTION|[Cc]hoice|CHOICE)(?:\s+is|\s+IS)?\s*:?\s*[(\[]?([A-Z])(?![\w\u2019-]|\.\w)"
+)
 _BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
 # another letter that is named in the same breath, as in "A or B", "A) or B)", "A/B" and "A, B"
 _OR_ANOTHER = (
-    r"[.)\]:]*(?:\s*(?:/|&|\bor\b|\band\b)\s*|\s*,\s*(?=[(\[]?[A-Z]\b\W*(?:$|and\b|or\b)))"
+    r"[.)\]:]*(?:\s*(?:/|&|\b(?:or|and)\b(?:\s+(?:maybe|perhaps|possibly|probably)\b)?)\s*"
+    r"|\s*,\s*(?=[(\[]?[A-Z]\b\W*(?:$|and\b|or\b)))"
     r"[(\[]?([A-Z](?!\w)|[a-z](?=[)\]]))"
 )
-# a letter that is ruled out, as in "not (A)" and "isn't option B"; quotation marks are gone by then
+_ONE_BEFORE = r"(?<!\w)([A-Z])[.)\]:]*\s*(?:/|&|\bor\b|\band\b)\s*[(\[]?"  # as in "A or (b)"
+# a letter that is ruled out, as in "not (A)", "isn't option B" and "C is wrong"; quotation marks are gone by then
+_LETTER = r"(?:[(\[][A-Za-z][)\]]|[A-Z](?!\w))"
 _DENIED = re.compile(
-    r"\b(?i:(?:not|isnt|neither|nor)\s+(?:the\s+)?(?:(?:answer|option|choice)\s+)?)(?:[(\[][A-Za-z][)\]]|[A-Z](?!\w))"
+    rf"\b(?i:(?:not|isnt|neither|nor)\s+(?:the\s+)?(?:(?:answer|option|choice)\s+)?){_LETTER}"
+    rf"|(?<!\w){_LETTER}\s+(?:is|was)(?:nt|\s+(?:not|wrong|incorrect|false))\b"
 )
 _NOT_IN_A_WORD, _NOR_BEFORE_ONE = r"(?<!\w)(?<!\w['\u2019.-])", r"(?!['\u2019.-]?\w)"  # around a letter
 _ARTICLE = re.compile(r"^an?\s+", re.IGNORECASE)
@@ -42,26 +48,32 @@ def parse_letter(answer: str, options: Sequence[str], *, texts: bool = True) -> 
     It is a letter that is the whole answer; or comes first, before `.`, `)` or `:`; or is a capital after "answer",
     "option" or "choice" (is); or is the only letter in brackets. Without a letter, it is the option whose text occurs
     in the answer, as whole words; of texts that contain one another, the longest. The article "a", letters within words
-    and answers with two letters ("Option A or B") name none, nor does a letter after "not".
+    and answers with two letters ("Option A or B") name none, nor does a letter that is ruled out ("not A", "A is
+    wrong") or the text of its option.
 
     Args:
         options: the texts of the options, in order.
         texts: whether to look for the texts of the options.
     """
     letters = ascii_uppercase[: len(options)]
-    plain = _DENIED.sub("", _MARKUP.sub("", answer)).strip()
+    marked = _MARKUP.sub("", answer)
+    plain = _DENIED.sub("", marked).strip()
     if _may_be_article(plain, options):
         return None
     matches = {match[1] for match in [_WHOLE.fullmatch(plain), _FIRST.match(plain)] if match}
     matches |= set(_NAMED.findall(plain)) | set(_BRACKETED.findall(plain))
     named = {letter.upper() for letter in matches} & set(letters)
-    named |= {
-        other.upper() for letter in named for other in re.findall(rf"\b[{letter}{letter.lower()}]{_OR_ANOTHER}", plain)
-    } & set(letters)
+    for letter in tuple(named):
+        small = letter.lower()
+        others = re.findall(rf"\b[{letter}{small}]{_OR_ANOTHER}", plain)
+        others += re.findall(rf"{_ONE_BEFORE}(?:{letter}(?!\w)|{small}(?=[)\]]))", plain)
+        named |= {other.upper() for other in others} & set(letters)
     if named:
         return named.pop() if len(named) == 1 else None
     option = parse_option(answer, options) if texts else None
-    return None if option is None else letters[list(options).index(option)]
+    letter = "" if option is None else letters[list(options).index(option)]
+    denied = {part.upper() for match in _DENIED.finditer(marked) for part in re.findall(r"\b[A-Za-z]\b", match[0])}
+    return letter if letter and letter not in denied else None
 
 
 def _may_be_article(answer: str, options: Sequence[str]) -> bool:

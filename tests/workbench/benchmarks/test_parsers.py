@@ -72,7 +72,20 @@ def test_no_single_option(answer: str) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    ["The answer is not (A)", "It isn't option B.", "The answer is not A", "Answer: A dog", "Neither (A) nor (B)"],
+    [
+        "The answer is not (A)",
+        "It isn't option B.",
+        "The answer is not A",
+        "Answer: A dog",
+        "Neither (A) nor (B)",
+        "The answer is not (A) a cat",
+        "Option A is not correct.",
+        "(b) isn't right",
+        "The answer A is wrong",
+        "A or (b)",
+        "(a) and B",
+        "The answer is A or maybe B",
+    ],
 )
 def test_what_is_ruled_out_or_may_be_an_article_is_no_letter(answer: str) -> None:
     assert parse_letter(answer, ("a cat", "a dog", "a cow")) is None
@@ -83,6 +96,14 @@ def test_a_letter_beside_one_that_is_ruled_out_is_read() -> None:
     assert parse_letter("The answer is not (A) but (B)", animals) == "B"
     assert parse_letter("The answer is A cat", animals) == "A"
     assert parse_letter("The answer is A because a dog has no whiskers", animals) == "A"
+
+
+def test_a_letter_within_an_option_is_none() -> None:
+    assert parse_letter("The answer is A.M.", ("P.M.", "A.M.")) == "B"
+    assert parse_letter("The answer is A-frame", ("ranch", "A-frame")) == "B"
+    assert parse_letter("The answer is B. A.M. is too early", ("A.M.", "P.M.")) == "B"
+    assert parse_letter("It is not (A). It is a dog.", ("a cat", "a dog")) == "B"
+    assert parse_letter("Option A is not correct, option B is", ("a cat", "a dog")) == "B"
 
 
 def test_on_the_top_is_on_where_top_is_no_option() -> None:
