@@ -109,6 +109,15 @@ def files_below(root: Path, *patterns: str) -> list[Path]:
     return sorted(files)
 
 
+def _started_from(model: Model) -> set[Path]:
+    """Return the folder that a training started from: as its recipe names it, and if both were moved together."""
+    start = model.recipe.get("start")
+    if model.folder is None or not start:
+        return set()
+    from_output = os.path.relpath(start, model.recipe.get("output_dir") or model.folder)
+    return {Path(start).resolve(), (model.folder / from_output).resolve()}
+
+
 @dataclass(frozen=True)
 class Models:
     """All models of a runs folder by key, trainings first, the shallowest folders first."""
@@ -126,8 +135,8 @@ class Models:
     @cached_property
     def starts(self) -> set[str]:
         """The keys of models from which another one starts (stage 1)."""
-        named = {Path(model.recipe["start"]).name for model in self.by_key.values() if model.recipe.get("start")}
-        return {key for key in self.by_key if Path(key).name in named}
+        folders = {folder for model in self.by_key.values() for folder in _started_from(model)}
+        return {key for key, model in self.by_key.items() if model.folder and model.folder.resolve() in folders}
 
     def default(self) -> tuple[str, ...]:
         """Return the keys to show first: of the variants without an alignment loss and of those with it, one each.
@@ -283,8 +292,8 @@ def _sorted(value: Any) -> Any:
 
 
 def _without_seed(name: str, seed: int | None) -> str:
-    """Return a folder's name without its seed at the end: `viral-s10` of seed 10 is `viral`."""
-    return re.sub(rf"[-_.]?s?(?:eed)?[-_]?{seed}$", "", name) or name
+    """Return a folder's name without its seed at the end: `viral-s10` of seed 10 is `viral`, `viral-10` stays."""
+    return re.sub(rf"[-_./](?:s|seed[-_]?){seed}$", "", name) or name
 
 
 def _rank(model: Model, variant: str) -> tuple[bool, bool, list[tuple[float, str]]]:

@@ -53,14 +53,46 @@ def test_numbers_in_names_are_sorted_by_value(tmp_path: Path) -> None:
     assert list(models.variants) == ["viral_w0.25", *names[2:]]
 
 
-def test_a_stage_that_others_start_from_is_not_shown_first(tmp_path: Path) -> None:
-    train(tmp_path, "a_stage1", right=SOME)
-    folder = train(tmp_path, "baseline", right=SOME)
+def started(folder: Path, start: Path, output: Path) -> None:
+    """Write into the record of a training where it was written and what it started from."""
     record = json.loads((folder / "training.json").read_text())
-    record["recipe"]["start"] = str(tmp_path / "a_stage1")
+    record["recipe"] |= {"start": str(start), "output_dir": str(output)}
     (folder / "training.json").write_text(json.dumps(record))
+
+
+def test_a_number_at_the_end_of_a_name_is_not_its_seed(tmp_path: Path) -> None:
+    train(tmp_path, "viral-layer10", right=SOME, seed=0, aligned=True)
+    train(tmp_path, "viral-layer10-s1", right=SOME, seed=1, aligned=True)
+    for seed in (0, 1):
+        train(tmp_path, f"plain/seed{seed}", right=SOME, seed=seed)
+    assert list(read_models(tmp_path).variants) == ["plain", "viral-layer10"]
+
+
+def test_trainings_from_different_checkpoints_are_no_seeds_of_one_variant(tmp_path: Path) -> None:
+    for seed, steps in ((0, 1000), (1, 100)):
+        folder = train(tmp_path, f"plain-s{seed}", right=SOME, seed=seed)
+        started(folder, Path(f"runs/pre/checkpoint-{steps}"), Path(f"runs/plain-s{seed}"))
+        folder = train(tmp_path, f"viral-s{seed}", right=SOME, seed=seed, aligned=True)
+        started(folder, Path(f"runs/pre-s{seed}"), Path(f"runs/viral-s{seed}"))
+    assert list(read_models(tmp_path).variants) == ["plain-s0", "plain-s1", "viral"]
+
+
+@pytest.mark.parametrize(
+    ("start", "output", "shown"),
+    [
+        ("{root}/a_stage1", "{root}/baseline", ("baseline", "viral")),
+        ("runs/a_stage1", "runs/baseline", ("baseline", "viral")),  # the folder of all was moved
+        ("/other/a_stage1", "{root}/baseline", ("a_stage1", "viral")),
+    ],
+)
+def test_a_stage_that_others_start_from_is_not_shown_first(
+    tmp_path: Path, start: str, output: str, shown: tuple[str, str]
+) -> None:
+    train(tmp_path, "a_stage1", right=SOME, objective="none", weight=2.0)
+    folder = train(tmp_path, "baseline", right=SOME)
+    started(folder, Path(start.format(root=tmp_path)), Path(output.format(root=tmp_path)))
     train(tmp_path, "viral", right=SOME, aligned=True)
-    assert read_models(tmp_path).default() == ("baseline", "viral")
+    assert read_models(tmp_path).default() == shown
 
 
 def test_the_variant_with_the_most_finished_seeds_is_shown_first(tmp_path: Path) -> None:
