@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,15 +188,15 @@ def check_spec(site: Site, spec: str) -> None:
     name, _, rest = spec.partition(":")
     DATASETS.get(name)
     roots = (site.root, Path.cwd().resolve())
-    existing = paths_of(spec)
-    for path in existing:
-        if not any(path.resolve().is_relative_to(root) for root in roots):
+    paths = paths_of(spec)
+    for path in paths:
+        if os.path.exists(path) and not any(path.resolve().is_relative_to(root) for root in roots):
             raise DataError(
                 f"{shown(path)} is outside {roots[1]}, where the dashboard was started: expected a folder inside it;"
                 " start the dashboard from a folder above both"
             )
     check_here(spec)
-    if not existing and name not in ("shapes", *FETCHED):
+    if name not in ("shapes", *FETCHED) and not (paths and os.path.exists(paths[0])):  # hf: would ask the hub for it
         raise DataError(f"'{shown(rest)}' does not exist: expected {name}:PATH with a file or folder")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import re
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from workbench.data.easy_vqa import SOURCE as EASY_VQA
 from workbench.data.photos import BACKGROUNDS, STAMPS
 from workbench.data.selection import DECODED
 from workbench.data.sources import is_here
-from workbench.data.specs import path_of
+from workbench.data.specs import paths_in
 from workbench.errors import DataError, WorkbenchError
 from workbench.overview.answers import Answered, content_asked
 
@@ -44,10 +44,11 @@ def _dataset(spec: str, limit: int | None, stamps: tuple[object, ...]) -> Datase
 
 
 def paths_of(spec: str) -> list[Path]:
-    """Return the files and folders that a spec names and that are there."""
-    rest = spec.partition(":")[2]
-    paths = [path_of(part) for part in (rest, *re.split(r"[:?&=]", rest)) if part]
-    return [path for path in paths if path.exists()]
+    """Return the files and folders that are read for a spec, if they are there: its own first, then its options'."""
+    name, _, rest = spec.partition(":")
+    if name in FETCHED:  # SPLIT or SPLIT:FOLDER
+        rest = rest.partition(":")[2]
+    return paths_in(rest) if rest else []
 
 
 def changed(spec: str) -> tuple[object, ...]:
@@ -56,7 +57,8 @@ def changed(spec: str) -> tuple[object, ...]:
     It does not notice a file that is written anew inside the folder, or a change in a subfolder.
     """
     fetched = map(is_here, FETCHED.get(spec.partition(":")[0], ()))
-    return (*fetched, *((str(path), path.stat().st_mtime_ns) for path in paths_of(spec)))
+    here = [path for path in paths_of(spec) if os.path.exists(path)]
+    return (*fetched, *((str(path), path.stat().st_mtime_ns) for path in here))
 
 
 def check_here(spec: str) -> None:

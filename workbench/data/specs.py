@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote
 
 from workbench.errors import ConfigError, UnknownNameError
+
+CUT = re.compile(r"\?(?=\w+=|$)")  # where the options may begin
+OPTION = re.compile(r"&(?=\w+=)")  # between two options
 
 
 def path_of(text: str) -> Path:
@@ -37,22 +40,44 @@ def spec_options(spec: str, known: Mapping[str, str]) -> tuple[str, dict[str, st
         ConfigError: an option that is given twice.
         UnknownNameError: an option that is not in `known`.
     """
-    if os.path.exists(path_of(spec)):
-        return str(path_of(spec)), dict(known)
-    cuts = [match.start() for match in re.finditer(r"\?(?=\w+=|$)", spec)]
-    existing = [at for at in cuts if os.path.exists(path_of(spec[:at]))]
-    if not cuts:
-        return str(path_of(spec)), dict(known)
-    at = (existing or cuts)[-1]
-    path = str(path_of(spec[:at]))
-    return path, {**known, **_options(path, spec[at + 1 :], known)}
+    path, text = _split(spec)
+    return path, {**known, **_options(path, text, known)}
+
+
+def paths_in(spec: str) -> list[Path]:
+    """Return every path that a loader may take from `PATH?option=value&...`: that of `spec_options` first."""
+    path, text = _split(spec)
+    shorter = [spec[: cut.start()] for cut in CUT.finditer(spec)]  # where a loader knows one option alone
+    return [Path(path), *map(path_of, filter(None, (*shorter, *_values(text))))]
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """Return the path of a spec, and the text of its options."""
+    cuts = [match.start() for match in CUT.finditer(spec)]
+    if os.path.exists(path_of(spec)) or not cuts:
+        return str(path_of(spec)), ""
+    at = next((at for at in reversed(cuts) if os.path.exists(path_of(spec[:at]))), cuts[-1])
+    return str(path_of(spec[:at])), spec[at + 1 :]
+
+
+def _values(text: str) -> Iterator[str]:
+    """Yield what may be the value of an option: with what follows an `&` where that is an existing path."""
+    parts = OPTION.split(text)
+    for number, part in enumerate(parts, start=1):
+        value = part.partition("=")[2]
+        yield value
+        for more in parts[number:]:
+            value = f"{value}&{more}"
+            if not os.path.exists(path_of(value)):
+                break
+            yield value
 
 
 def _options(path: str, text: str, known: Mapping[str, str]) -> dict[str, str]:
     """Return the options by name; an `&` stays part of a value if the value with it is an existing path."""
     options: dict[str, str] = {}
     last = ""
-    for part in re.split(r"&(?=\w+=)", text) if text else ():
+    for part in OPTION.split(text) if text else ():
         name, _, value = part.partition("=")
         if last and name not in known and os.path.exists(path_of(f"{options[last]}&{part}")):
             options[last] += f"&{part}"

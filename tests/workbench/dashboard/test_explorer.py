@@ -440,6 +440,46 @@ def test_other_data(explorer: AppTest, runs_folder: Path, monkeypatch: pytest.Mo
         assert app.selectbox(key="data").value != spec
 
 
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ("hf:someone/something", "does not exist"),
+        ("hf:someone/something?images=.", "does not exist"),
+        ("hf:someone/something?split=photos&images=photos", "does not exist"),
+        ("llava_json:{outside}/a=b/x.json?images=.", "is outside"),
+        ("llava_json:{outside}/a=b/x.json", "is outside"),
+        ("llava_json:rows.json?images={outside}", "is outside"),
+        ("llava_json:rows.json?images=photos&held={outside}", "is outside"),
+        ("whatsup:rows.json?prompts=link", "is outside"),
+        ("image:link/a=b/p.png?question=rows.json?x=", "is outside"),
+        ("photos:val:{outside}", "is outside"),
+        ("llava_json:rows.json", ""),
+        ("llava_json:a=b.json?images=photos", ""),
+        ("hf:rows.json?split=train&images=photos", ""),
+        ("folder:photos", ""),
+    ],
+)
+def test_data_of_an_address_are_files_below_the_folder_of_the_server(
+    spec: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else may be opened or fetched, whatever else of the spec exists."""
+    here, outside = tmp_path / "here", tmp_path / "outside"
+    for folder in (here / "photos", outside / "a=b"):
+        folder.mkdir(parents=True)
+    for file in (here / "rows.json", here / "a=b.json", outside / "a=b" / "x.json", outside / "a=b" / "p.png"):
+        file.write_text("[]")
+    (here / "link").symlink_to(outside)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(asking, "check_here", lambda spec: None)
+    site = Site(here, read_stored(here), read_models(here), {})
+    spec = spec.format(outside=outside)
+    if not why:
+        asking.check_spec(site, spec)
+        return
+    with pytest.raises(DataError, match=why):
+        asking.check_spec(site, spec)
+
+
 def test_models_without_weights_are_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path, "baseline", right=share(0.5))
     train(tmp_path, "viral", right=share(0.9), aligned=True, layer=[1])
