@@ -9,7 +9,8 @@ query heads share their keys and values. The least aligned heads are those that 
 
 What the number is not: a measure of what a head does for the answer, or of where it looks (see `attention`). Chance is
 about k / (n - 1) with n tokens; each score has its permutation null, and scores with another k or n may not be
-compared. Heads of one model are measured on the same images.
+compared. Heads of one model are measured on the same images. A head without any output, as pruning leaves it, has no
+score, and is named.
 
 Two models are compared in pairs, image by image. Interval and p are over images, for these very models; they say
 nothing about other training seeds. p_holm corrects over all heads of a pair and VFM.
@@ -35,8 +36,9 @@ from workbench.capture.heads import read_heads
 from workbench.capture.hidden_states import check_layers
 from workbench.data import Sample
 from workbench.data.folder import QUESTION
-from workbench.errors import ConfigError
+from workbench.errors import ConfigError, ModelError
 from workbench.metrics import METRICS
+from workbench.mllm import MLLM
 from workbench.runs import Run
 from workbench.spatial.vfm_patches import patches_under
 from workbench.spatial.within_image import Scores, Within
@@ -69,20 +71,37 @@ class Config(DataOptions):
 
 def run(config: Config, context: Context) -> Result:
     """Score every attention head of the chosen layers against every VFM."""
-    heads = attention_heads(context.mllm.model, check_layers(context.mllm, config.layers, first=1))
-    vfms = {name: load_vfm(name) for name in dict.fromkeys(config.vfm)}
     samples = [scene[0] for scene in context.data.scenes]
+    every = attention_heads(context.mllm.model, check_layers(context.mllm, config.layers, first=1))
+    heads = _with_output(context.mllm, every, samples[0])
+    vfms = {name: load_vfm(name) for name in dict.fromkeys(config.vfm)}
     parts = context.map("attention heads and VFMs", samples, partial(_score_chunk, config, context, heads, vfms))
     within = Within(METRICS.get("mutual_knn"), config.k, null=config.null, seed=config.seed)
     for part in parts:
         within.take(part.tensors, part.record)
-    results = within.finish()
+    results, left_out = within.finish(), within.sentences([sample.image_name for sample in samples])
+    if silent := [f"{layer}.{head}" for layer, head in every if (layer, head) not in heads]:
+        left_out = [f"{len(silent)} of {len(every)} heads have no output (layer.head {', '.join(silent)})", *left_out]
     images = [samples[n].image_id for n in within.scored]
     return Result(
         _tables(config, heads, list(vfms), results, images),
         record={"vfm_fingerprints": {name: vfm.fingerprint for name, vfm in vfms.items()}},
-        left_out=within.sentences([sample.image_name for sample in samples]),
+        left_out=left_out,
     )
+
+
+def _with_output(mllm: MLLM, heads: list[Head], sample: Sample) -> list[Head]:
+    """Return the heads whose outputs at the visual tokens of an image are not all zero.
+
+    Raises:
+        ModelError: there is none.
+    """
+    batch = mllm.encode([sample.image], [sample.question or QUESTION])
+    outputs = read_heads(mllm, batch, mllm.token_grids(batch), heads)
+    kept = [head for head, (grids,) in zip(heads, outputs, strict=True) if any(bool(grid.any()) for grid in grids)]
+    if not kept:
+        raise ModelError(f"none of the {len(heads)} attention heads has any output: expected a trained model")
+    return kept
 
 
 def _score_chunk(

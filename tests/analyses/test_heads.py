@@ -151,5 +151,21 @@ def test_two_models_are_compared_head_by_head(runs: dict[str, Run]) -> None:
     assert list(ANALYSIS.figures({"a": runs["a"]})) == [f"Attention heads and {VFM}"]
 
 
+def test_heads_without_output_are_named_and_change_no_other(runs: dict[str, Run], tmp_path: Path) -> None:
+    pruned = MLLM.load(runs["a"].record["model"], validate=False)
+    values = pruned.decoder.layers[2].self_attn.v_proj
+    with torch.no_grad():
+        values.weight[: values.out_features // 2] = 0  # of two query heads
+    options = {"data": "shapes:val", "limit": 4, "vfm": (VFM,), "layers": (1, 3), "k": 3, "null": 20}
+    run = run_analysis("heads", (pruned.model, pruned.processor), output_dir=tmp_path, **options)
+    before, after = (of.tables["scores"].set_index(["layer", "head"])["score"] for of in (runs["a"], run))
+    assert list(after.index) == [place for place in before.index if place not in ((3, 0), (3, 1))]
+    pd.testing.assert_series_equal(after, before[after.index])
+    assert run.record["left_out"] == ["2 of 8 heads have no output (layer.head 3.0, 3.1)"]
+    changes = differences({"a": runs["a"], "b": run})
+    assert len(changes) == 6 and (changes["score"] == 0).all()
+    assert ANALYSIS.figures({"a": runs["a"], "b": run})
+
+
 def scores_of(run: Run) -> pd.DataFrame:
     return run.tables["scores"]

@@ -25,6 +25,7 @@ from workbench.devices import check_device
 from workbench.errors import DataError, ModelError, one_line
 from workbench.hashing import fingerprint, model_settings, processor_fingerprint, saved_tensors, settings_hash
 from workbench.mllm.family import TEXT_INPUTS, Batch, BatchImages, Family, VisualTokens, family_of
+from workbench.mllm.generation import GREEDY
 from workbench.mllm.hub_files import loaded_files
 from workbench.mllm.load import check_cap, check_encoders, load_config, load_model, placement
 from workbench.mllm.logits import Finite
@@ -360,14 +361,15 @@ class MLLM(ModelTexts):
         Neither needs to be a special token, which decoding would leave out.
         """
         processors = LogitsProcessorList([Finite(self), *([] if sampler is None else [sampler])])
-        # Whatever the checkpoint says: without a cache, a later token would read the image again without its edit, and
-        # with beams the rows of a batch would not be its samples.
-        greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1, "use_cache": True}
-        options = greedy | {"max_new_tokens": max_new_tokens, "logits_processor": processors}
+        options = GREEDY | {"max_new_tokens": max_new_tokens, "logits_processor": processors}
+        settings = self.model.generation_config
+        end = settings.eos_token_id
+        ends = set(end if isinstance(end, list) else [end])
+        if settings.stop_strings is not None:  # an answer that ends with one is followed by padding alone
+            options["tokenizer"] = self.processor.tokenizer
+            ends.add(self.pad_id if settings.pad_token_id is None else settings.pad_token_id)
         with self.lock:
             ids: Int[Tensor, "sample s"] = self.model.generate(**inputs, **options)
-        end = self.model.generation_config.eos_token_id
-        ends = set(end if isinstance(end, list) else [end])
         rows = ids[:, inputs["input_ids"].shape[1] :].tolist()
         return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
 

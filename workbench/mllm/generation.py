@@ -16,6 +16,21 @@ log = logging.getLogger(__name__)
 # entries of generation_config.json that must be integers
 INTEGERS = ("eos_token_id", "bos_token_id", "pad_token_id", "num_beams", "max_length", "max_new_tokens")
 
+# Whatever the checkpoint says: without a cache, a later token would read the image again without its edit; with beams
+# or several sequences the rows of a batch would not be its samples; the others are other ways to decode, or a limit.
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "return_dict_in_generate": False,
+    "prompt_lookup_num_tokens": None,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "token_healing": None,
+    "max_time": None,
+}
+
 
 def generation_of(name: str, **options: Any) -> GenerationConfig | None:
     """Return the generation settings of a hub id or a folder, or None if it has no generation_config.json.

@@ -672,10 +672,29 @@ def test_an_answer_ends_where_the_model_ends_it(folders: Path) -> None:
     settings.eos_token_id = [settings.eos_token_id, word]
     ended = model.generate(batch, max_new_tokens=12)
     assert ended == [answer.partition("dog")[0].strip() for answer in answers] != answers
+    settings.eos_token_id, settings.pad_token_id, settings.stop_strings = settings.eos_token_id[0], 0, ["dog"]
+    model.processor.tokenizer.add_tokens(["abcdef"])  # transformers encodes it to learn how tokens are put together
+    stopped = model.generate(batch, max_new_tokens=12)
+    assert stopped == ["".join(answer.partition("dog")[:2]).strip() for answer in answers] != answers
+    assert all(0 not in ids for ids in model.generate_ids(batch, max_new_tokens=12))
 
 
-@pytest.mark.parametrize("setting", [{"use_cache": False}, {"num_beams": 3}], ids=str)
-def test_settings_of_generation_leave_an_edit_to_its_question(setting: dict[str, int], folders: Path) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"use_cache": False},
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 4},
+        {"return_dict_in_generate": True},
+        {"prompt_lookup_num_tokens": 3},
+        {"penalty_alpha": 0.6, "top_k": 4},
+        {"dola_layers": "low"},
+        {"token_healing": True},
+        {"max_time": 0.0},
+    ],
+    ids=str,
+)
+def test_settings_of_generation_change_no_greedy_answer(setting: dict[str, object], folders: Path) -> None:
     """Without a cache the image would be read again at each token, unchanged; with beams, a batch has other rows."""
     model = MLLM.load(str(build("llava", folders / "settings")))
     batch = model.encode([picture(number) for number in range(4)], [QUESTION, "what color"] * 2)
