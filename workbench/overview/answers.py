@@ -12,7 +12,7 @@ import pandas as pd
 
 from workbench.errors import RunError
 from workbench.intervals import Interval, mean_interval, mean_test, t_test
-from workbench.overview.differences import Over, Pair, over_seeds
+from workbench.overview.differences import Over, Pair, comparable, over_seeds
 from workbench.overview.measures import Measure, by_image
 from workbench.overview.models import Model
 from workbench.overview.stored import Stored, StoredRun
@@ -264,28 +264,23 @@ def runs_about(images: Collection[str], stored: Stored, analysis: str, keys: Seq
 
 
 def image_numbers(measure: Measure, pair: Pair, runs: Sequence[StoredRun], layer: int | None = None) -> pd.DataFrame:
-    """Return a measure of single images for both groups, the mean over their trainings.
+    """Return a measure of single images for both groups, the mean over the pairs of trainings that are compared.
 
     Args:
         runs: those of the measure's analysis (`runs_about`).
         layer: the layer; by default the mean over layers.
 
     Returns:
-        Columns series, image_id, first, second, difference; empty where the analysis is not stored of both, or its
-        numbers are not comparable (`Measure.alike`).
+        Columns series, image_id, first, second, difference; empty where no pair of runs is `comparable`. An image
+        counts in the pairs that both have it.
     """
     columns = ["series", "image_id", "first", "second", "difference"]
-    runs = [run for run in runs if run.model in pair.keys]
-    if len({measure.alike(run) for run in runs} - {()}) > 1:
+    unit = ["series", "layer", "image_id"]
+    paired = comparable(measure, pair, {run.model: run for run in runs})
+    parts = [by_image(measure, a).merge(by_image(measure, b), on=unit).dropna() for a, b in paired]
+    if not parts:
         return pd.DataFrame(columns=columns)
-    sides = []
-    for side in (0, 1):
-        keys = [models[side].key for models in pair.shared]
-        of_side = [run for run in runs if run.model in keys]
-        if not of_side:
-            return pd.DataFrame(columns=columns)
-        table = pd.concat([by_image(measure, run) for run in of_side])
-        table = table if layer is None else table[table["layer"] == layer]
-        sides.append(table.groupby(["series", "image_id"])["value"].mean())
-    both = pd.concat(sides, axis=1, keys=["first", "second"], join="inner")
-    return both.assign(difference=both["second"] - both["first"]).reset_index()[columns]
+    both = pd.concat(parts).rename(columns={"value_x": "first", "value_y": "second"})
+    both = both if layer is None else both[both["layer"] == layer]
+    means = both.groupby(["series", "image_id"])[["first", "second"]].mean()
+    return means.assign(difference=means["second"] - means["first"]).reset_index()[columns]
