@@ -97,9 +97,12 @@ def _table(site: Site) -> None:
         height=38 + 35 * min(len(rows), TOP),
     )
     others = "variants" if by_seed else "models"
+    left_out = [f" {row.variant}: {row.why}." for row in rows.itertuples() if by_seed and row.why]
     st.caption(
-        f"The baseline first, then the {len(rows) - 1} others by accuracy. p is Holm-corrected over the chosen {others}"
-        " alone."
+        plain(
+            f"The baseline first, then the {len(rows) - 1} others by accuracy. p is Holm-corrected over the chosen"
+            f" {others} alone.{''.join(left_out)}"
+        )
     )
     site.link("models", "All about them →")
 

@@ -104,8 +104,8 @@ def _table(site: Site) -> None:
         height=min(38 + 35 * max(1, len(shown)), 460),
     )
     st.caption(_about(shown, by_seed, alike))
-    for key in [] if by_seed else shown[name][shown["why"] != ""].head(REASONS):
-        st.caption(plain(f"{key}: {site.models.by_key[key].why}"))
+    for each, why in shown.loc[shown["why"] != "", [name, "why"]].head(REASONS).itertuples(index=False):
+        st.caption(plain(f"{each}: {why}"))
     keys = [model.key for each in chosen for model in site.models.variants[each]] if by_seed else chosen
     if not keys:
         st.caption("Choose rows to compare them with the baseline, or to see everything about one of them.")
@@ -317,9 +317,13 @@ def _measure(column: str) -> str:
 
 def _by_type(site: Site, keys: Sequence[str], *, grouped: bool = False) -> None:
     models = [site.models.by_key[key] for key in keys]
+    notes = []
     if grouped:
-        variants = dict.fromkeys(model.variant for model in models)
-        accuracies = {name: tables.variant_accuracies([m for m in models if m.variant == name]) for name in variants}
+        groups = {name: [m for m in models if m.variant == name] for name in dict.fromkeys(m.variant for m in models)}
+        accuracies = {name: tables.variant_accuracies(group) for name, group in groups.items()}
+        alike = {name: tables.asked_alike(group) for name, group in groups.items()}
+        notes = [f" {name}: {why}." for name, (_, why) in alike.items() if why]
+        models = [model for kept, _ in alike.values() for model in kept]
     else:
         accuracies = {model.key: tables.accuracies_of(model) for model in models}
     accuracies = {name: table for name, table in accuracies.items() if len(table)}
@@ -331,7 +335,7 @@ def _by_type(site: Site, keys: Sequence[str], *, grouped: bool = False) -> None:
     data = ", ".join(dict.fromkeys(model.test_data for model in scored if model.test_data)) or "data not known"
     counts = images_words(pd.concat([table["n_images"] for table in accuracies.values()]))
     over = "seeds" if grouped else "images"
-    rest = "" if grouped else " They say nothing about other seeds."
+    rest = "".join(notes) if grouped else " They say nothing about other seeds."
     chart(
         figure,
         "accuracy",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,25 +49,25 @@ def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
     """Return one row per variant with finished trainings: means over seeds, intervals and p-values over seeds.
 
     Returns:
-        Columns variant, seeds, SETTINGS, accuracy, low, high, chance, difference, d_low, d_high, p_holm, CKNNA. A
-        single seed has no interval.
+        Columns variant, seeds (that were `asked_alike`), SETTINGS, accuracy, low, high, chance, difference, d_low,
+        d_high, p_holm, CKNNA, why (some seeds are left out). A single seed has no interval.
     """
     first = tuple(models.variants.get(models.by_key[baseline].variant, ())) if baseline in models.by_key else ()
     rows: list[dict[str, Any]] = []
     tests: list[tuple[int, float]] = []
     for variant, group in models.variants.items():
-        scored = [_row(model, None) for model in one_per_seed(m for m in group if accuracy_of(m)).values()]
-        known = [row for row in scored if np.isfinite(row["accuracy"])]
+        alike, why = asked_alike(group)
+        known = [row for row in (_row(model, None) for model in alike) if np.isfinite(row["accuracy"])]
         if not known:
             continue
         interval = t_interval([row["accuracy"] for row in known], bounds=(0.0, 1.0))
-        row: dict[str, Any] = {"variant": variant, "seeds": len(known)}
+        row: dict[str, Any] = {"variant": variant, "seeds": len(known), "why": why}
         row |= {name: known[0][name] for name in SETTINGS}
         row |= {"accuracy": interval.estimate, "chance": known[0]["chance"]}
         if len(known) > 1:
             row |= {"low": interval.low, "high": interval.high}
         aligned = [each["CKNNA"] for each in known if np.isfinite(each["CKNNA"])]
-        changes = _changes(first, group) if first and first[0].variant != variant else []
+        changes = _changes(first, alike) if first and first[0].variant != variant else []
         row["CKNNA"] = float(np.mean(aligned)) if aligned else np.nan
         if len(changes) > 1:
             over = t_interval(changes, bounds=(-1.0, 1.0))
@@ -77,7 +77,7 @@ def variant_rows(models: Models, baseline: str) -> pd.DataFrame:
             row["difference"] = changes[0]
         rows.append(row)
     columns = ["variant", "seeds", *SETTINGS, "accuracy", "low", "high", "chance"]
-    table = pd.DataFrame(rows).reindex(columns=[*columns, "difference", "d_low", "d_high", "p_holm", "CKNNA"])
+    table = pd.DataFrame(rows).reindex(columns=[*columns, "difference", "d_low", "d_high", "p_holm", "CKNNA", "why"])
     if tests:
         table.loc[[number for number, _ in tests], "p_holm"] = holm([p for _, p in tests])
     return table
@@ -91,6 +91,22 @@ def _changes(first: Sequence[Model], group: Sequence[Model]) -> list[float]:
         for seed in before
         if seed in after and _asked(before[seed]) == _asked(after[seed])
     ]
+
+
+def asked_alike(models: Iterable[Model]) -> tuple[list[Model], str]:
+    """Return the trainings of a variant whose accuracies have a mean, one per seed, and who is left out, in words.
+
+    They were asked the same questions: those that the most seeds were asked, of several those of the first.
+    """
+    groups: dict[tuple[object, ...], list[Model]] = {}
+    for model in models:
+        if len(accuracies_of(model)):
+            groups.setdefault(_asked(model), []).append(model)
+    by_seed = [one_per_seed(group) for group in groups.values()]
+    most = max(by_seed, key=len, default={})
+    alike = list(most.values())
+    others = [model.key for group in by_seed for seed, model in group.items() if seed not in most]
+    return alike, f"without {', '.join(others)}, asked other questions than {alike[0].key}" if others else ""
 
 
 def _asked(model: Model) -> tuple[object, ...]:
@@ -159,17 +175,17 @@ def variant_accuracies(models: Sequence[Model]) -> pd.DataFrame:
     """Return the accuracies of one variant by question type: means and intervals over its seeds.
 
     Args:
-        models: trainings of the variant; of those with the same seed, the first counts.
+        models: trainings of the variant, of which those that were `asked_alike` count.
 
     Returns:
         Columns category, accuracy, low, high (NaN for a single seed), n_images, chance, over; no rows if nothing is
-        stored. A type that some seeds lack is over the others.
+        stored.
     """
-    scored = one_per_seed(model for model in models if len(accuracies_of(model))).values()
-    if not scored:
+    alike, _ = asked_alike(models)
+    if not alike:
         return pd.DataFrame()
     rows = []
-    for category, part in pd.concat(map(accuracies_of, scored)).groupby("category", sort=False):
+    for category, part in pd.concat(map(accuracies_of, alike)).groupby("category", sort=False):
         seeds = len(part)
         interval = t_interval(part["accuracy"].tolist(), bounds=(0.0, 1.0))
         low, high = (interval.low, interval.high) if seeds > 1 else (np.nan, np.nan)
