@@ -21,6 +21,7 @@ from workbench.dashboard.stories import stamp, story_of
 from workbench.errors import one_line
 from workbench.figures.caption import Caption
 from workbench.overview import table as tables
+from workbench.overview.charts import by_variant
 from workbench.overview.measures import images_words
 from workbench.overview.models import Model, Models
 from workbench.training_folder import MEAN, cknna_log, score_log
@@ -192,8 +193,8 @@ def _toggle_groups(site: Site) -> bool:
 
 def several_seeds(site: Site) -> bool:
     """Return whether seeds of one variant are chosen beside another model."""
-    variants = [site.models.by_key[key].variant for key in site.chosen]
-    return len(variants) > max(2, len(set(variants)))
+    trainings = {(site.models.by_key[key].variant, site.models.by_key[key].seed) for key in site.chosen}
+    return len(trainings) > max(2, len({variant for variant, _ in trainings}))
 
 
 # --- curves ---------------------------------------------------------------------------------------
@@ -226,11 +227,11 @@ def training_curves(
     front = tuple(site.pair.keys) if site.pair is not None else ()
     many = " With so many models, the two that are compared have colors; point at a gray line for its name."
     for column, measure in zip(st.columns(max(1, min(3, len(shown)))) * len(shown), shown, strict=False):
+        table = by_variant(curves[measure], site.models) if grouped else curves[measure]
         figure = once(
             ("curve", stamps, site.looks, measure, grouped, front),
-            partial(_curve, site, curves[measure], measure, grouped, front),
+            partial(figures.named_curves, table, x="step", y=measure, front=front),
         )
-        table = curves[measure]
         steps = f"{table['at'].nunique()} steps of training; {_counts(table['over'])}"
         over = "conversations" if measure == _measure("val_lm_loss") else "images"
         with column:
@@ -264,12 +265,6 @@ def _counts(over: pd.Series) -> str:
 def logs_stamp(site: Site, keys: Sequence[str]) -> tuple[object, ...]:
     """Return what changes when the training log of one of these models changes."""
     return (str(site.root), *((key, site.models.by_key[key].stamps) for key in keys))
-
-
-def _curve(site: Site, table: pd.DataFrame, measure: str, grouped: bool, front: tuple[str, ...]) -> figures.Figure:
-    if grouped:
-        table = table.assign(group=[site.models.by_key[key].variant for key in table["name"]])
-    return figures.named_curves(table, x="step", y=measure, front=front)
 
 
 def _curves(models: Sequence[Model]) -> dict[str, pd.DataFrame]:

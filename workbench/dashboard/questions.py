@@ -15,7 +15,7 @@ from workbench.dashboard.models import several_seeds
 from workbench.dashboard.papers import chart, seeds_of
 from workbench.dashboard.site import Site, cached, choice, once, plain
 from workbench.figures.caption import Caption
-from workbench.overview.charts import curves_of
+from workbench.overview.charts import by_variant, curves_of
 from workbench.overview.differences import Pair, by_layer
 from workbench.overview.measures import (
     ENCODER_LAYER,
@@ -124,7 +124,7 @@ def _score(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int, 
     series = _series(site, measure, table)
     shown = curves_of(table[table["series"] == series])
     if several_seeds(site):
-        shown["group"] = [site.models.by_key[key].variant for key in shown["name"]]
+        shown = by_variant(shown, site.models)
     title = measure.title.format(series=series)
     st.markdown(f"{_largest(runs, title, differences)} {_values(shown, layer)}")
     zero = measure.neutral is not None
@@ -135,7 +135,7 @@ def _score(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int, 
     caption = Caption(
         f"{title} by layer",
         _over_what(runs, table["n_images"]),
-        seeds_of(site, [run.model for run in runs]),
+        seeds_of(site, list(dict.fromkeys(shown["name"]))),
         "seeds" if grouped else "images",
     )
     intervals = "thick: mean over seeds, thin: each seed" if grouped and not drawn_as_map else "95 % intervals"

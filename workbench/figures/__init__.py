@@ -6,15 +6,13 @@ from workbench.figures.compared import (
     CHANCE,
     LINES,
     Q95,
-    clickable,
     difference_dots,
     image_dots,
     layer_curves_named,
-    layer_heat,
-    layer_strip,
     level_words,
     named_curves,
 )
+from workbench.figures.layer_maps import clickable, layer_heat, layer_strip
 from workbench.figures.layers import difference_curves, layer_curves, name_final_norm, with_ceilings
 from workbench.figures.maps import (
     Overlay,

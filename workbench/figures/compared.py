@@ -1,4 +1,4 @@
-"""Charts of two or of many models: differences as dots, curves with their names at the end, and heat maps by layer."""
+"""Charts of two or of many models: differences as dots, and curves with their names at the end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from workbench.figures.colors import color_of
+from workbench.figures.layer_maps import finite, layer_heat
 from workbench.figures.layers import layer_axis
-from workbench.figures.template import GRAY, band, error_bars, new_figure, plain_name, translucent, two_lines
+from workbench.figures.template import GRAY, band, error_bars, new_figure, plain_name, translucent
 from workbench.intervals import t_interval
 
 LINES = 6  # with more curves, a heat map is drawn
@@ -72,7 +73,7 @@ def named_curves(
     Args:
         curves: columns name, at (x), score, low, high, over, and where known chance, with `level`, which says what that
             is (CHANCE, or Q95 of a null). A column `group` makes thin lines of the curves and adds the mean of every
-            group as a thick one, with its name.
+            group as a thick one, with its name, where all its curves have a point.
         x, y: titles of the axes.
         marked: a value of x with a vertical line, such as the chosen layer.
         front: the curves that have colors, intervals and names if there are more than LINES; the others are thin gray
@@ -81,7 +82,7 @@ def named_curves(
         zero: whether 0 means that there is no effect, which a dotted line then shows.
     """
     figure = new_figure(xaxis_title=x, yaxis_title=y, height=320, showlegend=False, hovermode="closest")
-    curves, grouped = _finite(curves), "group" in curves
+    curves, grouped = finite(curves), "group" in curves
     names = list(dict.fromkeys(curves["name"]))
     many = not grouped and len(names) > LINES
     front = [name for name in names if name in front] if many else []
@@ -95,12 +96,10 @@ def named_curves(
         _line(figure, part, str(name), color, width=1 if grouped else 2.5, thin=grouped)
     drawn = curves
     if grouped:
-        drawn = (
-            curves.groupby(["group", "at"], sort=False)["score"].mean().reset_index().rename(columns={"group": "name"})
-        )
-        drawn["over"] = "mean of the trainings"
+        drawn = _means(curves)
         for number, (name, part) in enumerate(drawn.groupby("name", sort=False)):
-            _line(figure, part.sort_values("at"), str(name), color_of(name, number), width=3)
+            line = part[["at", "score"]].sort_values("at")
+            _line(figure, line, str(name), color_of(name, number), width=3, of=part["of"].iloc[0])
         names = list(dict.fromkeys(drawn["name"]))
     if zero:
         figure.add_hline(y=0, line=ZERO)
@@ -176,11 +175,19 @@ def image_dots(values: pd.DataFrame, *, x: str, chance: float | None = None) -> 
 
 
 def _line(
-    figure: go.Figure, part: pd.DataFrame, name: str, color: str, *, width: float, thin: bool = False, pointed: str = ""
+    figure: go.Figure,
+    part: pd.DataFrame,
+    name: str,
+    color: str,
+    *,
+    width: float,
+    thin: bool = False,
+    pointed: str = "",
+    of: str = "",
 ) -> None:
-    """Draw one line; the dashboard gives it the color `pointed` while the pointer is on it."""
+    """Draw one line; the dashboard gives it the color `pointed` while the pointer is on it. `of` says what it is."""
     interval = {"low", "high"} <= set(part) and bool(part["low"].notna().any())
-    hover = f"{plain_name(name)}: %{{y:.3f}}" + "%{customdata[0]}, %{customdata[1]}" * interval
+    hover = f"{plain_name(name)}: %{{y:.3f}}" + "%{customdata[0]}, %{customdata[1]}" * interval + f", {of}" * bool(of)
     figure.add_scatter(
         x=part["at"],
         y=part["score"],
@@ -202,12 +209,6 @@ def _ends(part: pd.DataFrame) -> list[list[str]]:
     return [[f" [{low:.3f}, {high:.3f}]" if np.isfinite([low, high]).all() else "", over] for low, high, over in rows]
 
 
-def _finite(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return curves without intervals that are infinite, as those of seeds that all agree are; they are not drawn."""
-    ends = [name for name in ("low", "high") if name in curves]
-    return curves.assign(**{name: curves[name].where(np.isfinite(curves[name])) for name in ends})
-
-
 def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object], chance: pd.DataFrame) -> None:
     """Write each curve's name beside its last point; names that would overlap are moved apart."""
     ends = {str(name): curves[curves["name"] == name].sort_values("at").iloc[-1] for name in names}
@@ -221,7 +222,7 @@ def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object],
             lowest, highest = min(lowest, float(last)), max(highest, float(last))
     gap = 0.065 * max(highest - lowest, 1e-9)
     written = _apart(places, gap)
-    right = max(float(row["at"]) for row in ends.values())
+    right = float(chance["at"].max())
     for name, place in written.items():
         short = name if len(name) <= NAME else f"{name[: NAME - 8]}…{name[-7:]}"
         number = list(dict.fromkeys(curves["name"])).index(name) if name in ends else 0
@@ -238,7 +239,7 @@ def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object],
     left = float(chance["at"].min())
     room = 0.03 * max(right - left, 1e-9)
     figure.update_xaxes(range=[left - room, right + room])
-    figure.update_layout(margin={"r": 30 + 8 * max(min(len(name), NAME) for name in written), "t": 12})
+    figure.update_layout(margin={"r": 30 + 8 * max((min(len(name), NAME) for name in written), default=0), "t": 12})
 
 
 def _apart(places: Mapping[str, float], gap: float) -> dict[str, float]:
@@ -252,140 +253,6 @@ def _apart(places: Mapping[str, float], gap: float) -> dict[str, float]:
                 moved[i - 1] -= lack / 2
                 moved[i] += lack / 2
     return dict(zip(order, moved, strict=True))
-
-
-def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None, column: str = "layer") -> go.Figure:
-    """Draw a score of many models as a heat map, a row for each model and a column for each layer.
-
-    Args:
-        table: columns name, at (layer), score, low, high, over.
-        title: name of the score, at the color bar.
-        marked: a layer to frame.
-        column: what a column is, where it is no layer.
-    """
-    table = _finite(table)
-    names = list(dict.fromkeys(table["name"]))
-    wide = table.pivot_table(index="name", columns="at", values="score", sort=False).reindex(names)
-    columns = list(dict.fromkeys(table["at"]))
-    wide = wide[columns if isinstance(columns[0], str) else sorted(columns)]
-    parts = {key: table.pivot_table(index="name", columns="at", values=key, sort=False) for key in ("low", "high")}
-    bounds = np.dstack([part.reindex(index=names, columns=wide.columns) for part in parts.values()])
-    figure = new_figure(height=190 + _row_height(names) * len(names), hovermode="closest", xaxis_title=column)
-    figure.add_heatmap(
-        z=wide,
-        x=_layer_names(list(wide.columns)),
-        y=[plain_name(str(name)) for name in names],
-        customdata=bounds,
-        colorscale="Viridis",
-        colorbar=_bar(title),
-        xgap=1,
-        ygap=1,
-        hovertemplate=f"%{{y}}, {column}"
-        " %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
-    )
-    _frame_column(figure, list(wide.columns), marked)
-    _label_rows(figure, [plain_name(str(name)) for name in names], [str(name) for name in names])
-    figure.update_xaxes(type="category", showgrid=False)
-    return figure.update_layout(margin={"l": 8, "t": 12})
-
-
-def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:
-    """Draw in which layer two models differ most: a row for each measure, a column for each layer.
-
-    The color is the difference in standard errors, so that measures with different units share one scale; a dot marks
-    an interval that leaves 0 out.
-
-    Args:
-        table: columns title, layer, score, low, high, z, n, over.
-        marked: a layer to frame.
-    """
-    titles, layers = list(dict.fromkeys(table["title"])), sorted(table["layer"].unique())
-    wide = {
-        key: table.pivot_table(index="title", columns="layer", values=key, sort=False).reindex(titles, columns=layers)
-        for key in ("z", "score", "low", "high")
-    }
-    clear = (wide["low"] > 0) | (wide["high"] < 0)
-    figure = new_figure(height=180 + _row_height(titles) * len(titles), hovermode="closest", xaxis_title="layer")
-    figure.add_heatmap(
-        z=wide["z"],
-        x=_layer_names(layers),
-        y=titles,
-        text=np.where(clear, "●", ""),
-        texttemplate="%{text}",
-        textfont={"size": 8, "color": "#000000"},
-        customdata=np.dstack([wide[key] for key in ("score", "low", "high", "z")]),
-        colorscale=[(0, "#d55e00"), (0.5, "#e9eaec"), (1, "#0072b2")],
-        zmid=0,
-        zmin=-8,
-        zmax=8,
-        xgap=1,
-        ygap=1,
-        colorbar=_bar("standard errors"),
-        hovertemplate=(
-            "%{y}, layer %{x}: %{customdata[0]:+.3f} [%{customdata[1]:+.3f}, %{customdata[2]:+.3f}],"
-            " %{customdata[3]:.1f} standard errors<extra></extra>"
-        ),
-    )
-    _frame_column(figure, layers, marked)
-    _label_rows(figure, titles, titles)
-    figure.update_xaxes(type="category", showgrid=False)
-    return figure.update_layout(margin={"l": 8, "t": 12})
-
-
-def clickable(figure: go.Figure) -> go.Figure:
-    """Return a heat map with an unseen point in each cell, since a heat map itself reports no clicks."""
-    heat = figure.data[0]
-    rows, columns = np.nonzero(np.isfinite(np.asarray(heat.z, dtype=float)))
-    unseen = {"marker": {"opacity": 0}}
-    # go.Figure(figure) would take each trace's type out of `figure` for a moment, when another thread may read it
-    shown = go.Figure(figure.to_dict())
-    shown.update_yaxes(autorange=False, range=[len(heat.y) - 0.5, -0.5])  # points would ask for a margin
-    shown.update_xaxes(autorange=False, range=[-0.5, len(heat.x) - 0.5])
-    return shown.add_scatter(
-        x=[heat.x[column] for column in columns],
-        y=[heat.y[row] for row in rows],
-        customdata=np.asarray(heat.customdata)[rows, columns],
-        hovertemplate=heat.hovertemplate,
-        mode="markers",
-        marker={"size": 24, "symbol": "square", "opacity": 0},
-        selected=unseen,
-        unselected=unseen,
-        showlegend=False,
-    )
-
-
-def _layer_names(layers: Sequence[object]) -> list[str]:
-    """Return the names of layers, or of other columns, on an axis; layer -1 is the vision encoder."""
-    return ["encoder" if layer == -1 else str(layer) for layer in layers]
-
-
-def _row_height(names: Sequence[object]) -> int:
-    """Return the height of a row of a heat map in pixels, which has room for its label."""
-    return 30 if any("<br>" in two_lines(str(name)) for name in names) else 24
-
-
-def _label_rows(figure: go.Figure, rows: Sequence[str], names: Sequence[str]) -> None:
-    """Write the names of the rows of a heat map, the first at the top."""
-    figure.update_yaxes(
-        autorange="reversed",
-        automargin=True,
-        showgrid=False,
-        tickvals=rows,
-        ticktext=[two_lines(name) for name in names],
-        tickfont={"size": 11},
-    )
-
-
-def _bar(title: str) -> dict[str, object]:
-    """Return a color bar above the map, where it takes no width on a phone."""
-    place = {"orientation": "h", "thickness": 10, "y": 1.0, "yanchor": "bottom", "len": 0.6}
-    return {"title": {"text": title, "side": "top", "font": {"size": 12}}, **place}
-
-
-def _frame_column(figure: go.Figure, layers: Sequence[int], marked: int | None) -> None:
-    if marked is not None and marked in layers:
-        place = list(layers).index(marked)
-        figure.add_vrect(x0=place - 0.5, x1=place + 0.5, line={"color": GRAY, "width": 2}, fillcolor="rgba(0,0,0,0)")
 
 
 def layer_curves_named(curves: pd.DataFrame, *, y: str, marked: int | None = None, zero: bool = False) -> go.Figure:
@@ -403,13 +270,20 @@ def layer_curves_named(curves: pd.DataFrame, *, y: str, marked: int | None = Non
 
 
 def _means(curves: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean of every group with Student's interval over its curves; that of a single curve as it is."""
+    """Return the mean of every group where all its curves have a point, with Student's interval over them.
+
+    Returns:
+        Columns name, at, score, low, high, of ("mean of 2 seeds"; "" for a single curve, which is as it was).
+    """
+    curves = curves.dropna(subset="score")
+    sizes = curves.groupby("group")["name"].nunique()
     rows = []
     for (group, at), part in curves.groupby(["group", "at"], sort=False):
-        scores = part["score"].dropna()
-        row = {"name": group, "at": at, "score": scores.mean(), "low": part["low"].mean(), "high": part["high"].mean()}
+        if len(part) < sizes[group]:
+            continue
+        row = {"name": group, "at": at, **part[["score", "low", "high"]].mean(), "of": ""}
         if len(part) > 1:
-            interval = t_interval(scores) if len(scores) else None
-            row |= {"low": interval.low if interval else np.nan, "high": interval.high if interval else np.nan}
+            interval = t_interval(part["score"])
+            row |= {"low": interval.low, "high": interval.high, "of": f"mean of {len(part)} seeds"}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["name", "at", "score", "low", "high", "of"])

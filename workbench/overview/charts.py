@@ -41,6 +41,14 @@ def alignment_chart(story: Story, alignment: Alignment) -> figures.Figure:
     return figures.layer_curves_named(by_layer, y=title, marked=layers[0] if layers else None, zero=True)
 
 
+def by_variant(curves: pd.DataFrame, models: Models) -> pd.DataFrame:
+    """Return curves of models with their variant as `group`; of several trainings with one seed, the first counts."""
+    drawn = [models.by_key[key] for key in reversed(dict.fromkeys(curves["name"]))]
+    first = {(model.variant, model.seed): model.key for model in drawn}
+    kept = curves[curves["name"].isin(first.values())]
+    return kept.assign(group=[models.by_key[key].variant for key in kept["name"]])
+
+
 def curves_of(scores: pd.DataFrame) -> pd.DataFrame:
     """Return a table of `overview.measures.scores` in the columns that `figures.layer_curves_named` draws."""
     return scores.rename(columns={"model": "name", "layer": "at"}).assign(

@@ -120,6 +120,21 @@ def test_the_interval_of_a_group_in_a_heat_map_is_over_its_curves() -> None:
     assert list(heat.customdata[0][0]) == pytest.approx([expected.low, expected.high])
 
 
+def test_the_mean_of_a_group_is_drawn_where_all_its_curves_have_a_point() -> None:
+    """Where a seed is still training, the mean of the others is not that of the variant."""
+    table = curves(3).assign(group=["x", "x", "x", "x", "x", "x", "y", "y", "y"])
+    table = table[(table["name"] != "m1") | (table["at"] == 0)]
+    figure = named_curves(table, x="step", y="accuracy")
+    thick = {trace.name: trace for trace in figure.data if trace.line.width == 3}
+    assert [list(thick["x"].x), list(thick["x"].y)] == [[0], [pytest.approx(0.05)]]
+    assert thick["x"].hovertemplate == "x: %{y:.3f}, mean of 2 seeds<extra></extra>"
+    assert list(thick["y"].x) == [0, 1, 2]
+    assert thick["y"].hovertemplate == "y: %{y:.3f}<extra></extra>"
+    assert {note.x for note in figure.layout.annotations} == {2}  # names are right of all curves
+    apart = table[(table["name"] != "m0") | (table["at"] > 0)].query("group == 'x'")
+    assert not [trace for trace in named_curves(apart, x="step", y="accuracy").data if trace.line.width == 3]
+
+
 def test_long_labels_of_rows_take_two_lines_and_lose_nothing() -> None:
     names = ["linear probe: class of the object", "baseline_limit_train-300-s10", "short", "x" * 40, "a<b & c_d" * 3]
     for name in names:

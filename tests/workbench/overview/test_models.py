@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from safetensors.numpy import save
@@ -15,6 +16,7 @@ from tests.workbench.overview.folders import cknna, patching, train
 from workbench import figures
 from workbench.intervals import t_interval
 from workbench.overview.answers import answered
+from workbench.overview.charts import by_variant
 from workbench.overview.differences import Pair, pairs_of, strip
 from workbench.overview.measures import MEASURES
 from workbench.overview.models import read_models, with_variants
@@ -199,6 +201,8 @@ def test_a_copied_training_is_no_further_seed(tmp_path: Path) -> None:
     (pair,) = pairs_of(models, "baseline", ["baseline-copy", "viral", "viral-copy"])
     assert [(a.key, b.key) for a, b in pair.shared] == [("baseline", "viral")]
     assert pair.over == "images"
+    curves = by_variant(pd.DataFrame({"name": list(models.by_key), "score": 0.5}), models)
+    assert curves[["name", "group"]].to_numpy().tolist() == [["baseline", "baseline"], ["viral", "viral"]]
     table = variant_rows(models, "baseline").set_index("variant")
     assert table["seeds"].tolist() == [1, 1]
     assert table[["low", "high", "d_low", "p_holm"]].isna().all(axis=None)
