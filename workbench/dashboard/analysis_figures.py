@@ -61,6 +61,7 @@ def every_figure(site: Site, analysis: str, key: str, runs: Sequence[StoredRun] 
             analysis,
             {figures.plain_name(run.model): str(run.folder) for run in runs},
             {figures.plain_name(run.model): site.colors[run.model] for run in runs},
+            tuple(run.stamp for run in runs),
         )
     except WorkbenchError as error:
         st.error(plain(error))

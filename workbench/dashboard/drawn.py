@@ -18,18 +18,19 @@ PATIENCE = 300.0  # seconds
 
 
 def drawn(
-    analysis: str, runs: Mapping[str, str], colors: Mapping[str, str]
+    analysis: str, runs: Mapping[str, str], colors: Mapping[str, str], stamps: tuple[object, ...]
 ) -> tuple[dict[str, Any], dict[str, Caption], pd.DataFrame]:
     """Return the figures ({title: plotly's JSON}), their captions and the summary of stored runs.
 
     Args:
         runs: {label: folder}.
         colors: {label: color}.
+        stamps: what changes when one of the runs is stored anew.
 
     Raises:
         RunError: they cannot be drawn.
     """
-    content = _asked({"analysis": analysis, "runs": dict(runs), "colors": dict(colors)})
+    content = _asked({"analysis": analysis, "runs": dict(runs), "colors": dict(colors)}, stamps)
     captions = {title: Caption(**parts) for title, parts in content["captions"].items()}
     return content["figures"], captions, pd.DataFrame(**content["summary"])
 
@@ -41,7 +42,7 @@ def options(analysis: str) -> list[dict[str, Any]]:
 
 
 @st.cache_data(max_entries=24, show_spinner="Drawing; the first time takes some seconds")
-def _asked(request: Mapping[str, Any]) -> dict[str, Any]:
+def _asked(request: Mapping[str, Any], stamps: tuple[object, ...] = ()) -> dict[str, Any]:
     lines: list[str] = []
     try:
         done = subprocess.run(

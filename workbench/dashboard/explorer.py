@@ -57,7 +57,7 @@ def page(site: Site) -> None:
         st.info(f"This view needs stored runs: `python -m analyses.{STORED[view]} --model {models}`")
         return
     shown = chosen_runs(site, STORED[view], f"run-{STORED[view]}-{view}")
-    compared = {run.model: _loaded(str(run.folder)) for run in shown}
+    compared = {run.model: _loaded(str(run.folder), run.stamp) for run in shown}
     if view in DRAWN:
         _figures(STORED[view], DRAWN[view], compared)
     else:
@@ -65,7 +65,7 @@ def page(site: Site) -> None:
 
 
 @cached
-def _loaded(folder: str) -> Run:
+def _loaded(folder: str, stamp: tuple[object, ...]) -> Run:
     from pathlib import Path
 
     return runs.load(Path(folder))

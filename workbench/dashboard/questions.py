@@ -38,7 +38,7 @@ WEIGHED = (
 
 
 @cached
-def scores_of(measure: str, folders: tuple[str, ...], _runs: Sequence[StoredRun]) -> pd.DataFrame:
+def scores_of(measure: str, stamps: tuple[object, ...], _runs: Sequence[StoredRun]) -> pd.DataFrame:
     """Return the scores of a measure (`overview.measures.scores`), once for all sessions."""
     return scores(MEASURES[measure], _runs)
 
@@ -48,9 +48,9 @@ def _changes(measure: str, _pair: Pair, _runs: Mapping[str, StoredRun], stamps: 
     return by_layer(MEASURES[measure], _pair, _runs)
 
 
-def stamp_of(runs: Sequence[StoredRun]) -> tuple[str, ...]:
+def stamp_of(runs: Sequence[StoredRun]) -> tuple[object, ...]:
     """Return what changes when the runs, or the models that they are of, change."""
-    return tuple(f"{run.folder.name} {run.model} {run.question}" for run in runs)
+    return tuple(run.stamp for run in runs)
 
 
 def layer_name(layer: str) -> str:
@@ -165,7 +165,7 @@ def _series(site: Site, measure: Measure, table: pd.DataFrame) -> str:
 
 
 @cached
-def _of_images(measure: str, folders: tuple[str, ...], _runs: Sequence[StoredRun]) -> pd.DataFrame:
+def _of_images(measure: str, stamps: tuple[object, ...], _runs: Sequence[StoredRun]) -> pd.DataFrame:
     parts = [by_image(MEASURES[measure], run).assign(name=run.model) for run in _runs]
     return pd.concat(parts, ignore_index=True).dropna(subset="value")
 
@@ -243,7 +243,7 @@ def _difference(
 ) -> None:
     """Draw second minus first by layer."""
     runs = {run.model: run for run in asked if run.model in pair.keys}
-    stamps = (str(site.root), *pair.names, *stamp_of(list(runs.values())))
+    stamps = (*pair.names, *stamp_of(list(runs.values())))
     table = _changes(measure.key, pair, runs, stamps)
     if table.empty:
         st.info(

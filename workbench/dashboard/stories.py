@@ -28,7 +28,7 @@ def stamp(site: Site, keys: Sequence[str]) -> tuple[object, ...]:
     for key in keys:
         stamps = zip(STAMPED, site.models.by_key[key].stamps, strict=False)
         parts.append((key, *(when for name, when in stamps if name != LOG_FILE)))
-    return (*parts, *(run.folder.name for run in site.stored.runs if run.model in keys))
+    return (*parts, *(run.stamp for run in site.stored.runs if run.model in keys))
 
 
 def pair_stamp(site: Site, pair: Pair) -> tuple[object, ...]:

@@ -56,6 +56,11 @@ class StoredRun:
         return bool(self.retrained)
 
     @property
+    def stamp(self) -> tuple[object, ...]:
+        """What changes when it is stored anew, or counts for another model, another question or no longer."""
+        return str(self.folder), self.model, self.question, self.sources, self.changed, self.retrained
+
+    @property
     def created(self) -> str:
         """When it was stored, UTC."""
         return str(self.record.get("created", ""))

@@ -30,6 +30,7 @@ from trainer.setups.packed_data import first_questions
 from workbench import runs
 from workbench.claims.shown import display_table
 from workbench.dashboard import folders, lasso, shell, thumbnails
+from workbench.dashboard.drawn import drawn as figures_of
 from workbench.dashboard.drawn import options as drawn_by_analysis
 from workbench.dashboard.questions import in_words
 from workbench.dashboard.site import Site, plain, unusable, whole_number
@@ -621,6 +622,46 @@ def test_data_that_appear_or_change_are_read_again(tmp_path: Path) -> None:
     assert thumbnails.thumbnail(spec, samples["b.png"]) == before
 
 
+def test_a_run_that_is_stored_anew_under_its_name_is_read_again(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder,) = (f for f in two.glob("cknna-*") if '"label": "viral"' in (f / "run.json").read_text())
+    assert "viral 0.59" in text_of(open_page("layers", two, monkeypatch, l="1"))
+    assert "→ 0.59" in text_of(open_page("home", two, monkeypatch))
+    shutil.rmtree(folder)
+    cknna(two, "viral", {layer: np.linspace(0.2, 0.22, 20) for layer in range(3)}, key=folder.name.partition("-")[2])
+    text = text_of(open_page("layers", two, monkeypatch, l="1"))
+    assert "viral 0.210" in text
+    assert re.search(r"clearest difference is in .* minus baseline is -0\.2", text)
+    assert "→ 0.210" in text_of(open_page("home", two, monkeypatch))
+
+
+def test_a_run_whose_source_was_trained_anew_sorts_no_examples(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = train(two, "source", right=share(0.5), aligned=True, weight=9.0) / "training.json"
+    for name in ("baseline", "viral"):
+        patching(two, name, "source")
+
+    def sortable() -> list[str]:
+        app = open_page("examples", two, monkeypatch, b="baseline", m="viral")
+        return list(app.selectbox(key="sort").options)
+
+    assert "accuracy drop, patching" in sortable()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"created": "2026-06-01T00:00:00+00:00"}))
+    assert "accuracy drop, patching" not in sortable()
+
+
+def test_figures_of_a_run_that_is_stored_anew_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = json.dumps({"figures": {}, "captions": {}, "summary": {}})
+    asked: list[object] = []
+
+    def run(*_: object, **more: object) -> subprocess.CompletedProcess[str]:
+        asked.append(more["input"])
+        return subprocess.CompletedProcess([], 0, content, "")
+
+    monkeypatch.setattr("workbench.dashboard.drawn.subprocess.run", run)
+    for changed in (1, 1, 2):
+        figures_of("cknna", {"viral": "runs/cknna-0123"}, {}, (changed,))
+    assert len(asked) == 2
+
+
 def test_an_image_that_cannot_be_read_leaves_its_question(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_about(two, load_data("shapes:test", limit=2))
 
@@ -644,7 +685,7 @@ def test_every_figure_is_of_the_chosen_images(two: Path, monkeypatch: pytest.Mon
     (question,) = {run.question for runs in stored for run in runs if str(run.folder) in others}
     asked: list[set[str]] = []
 
-    def drawn(analysis: str, folders: dict[str, str], colors: object) -> None:
+    def drawn(analysis: str, folders: dict[str, str], colors: object, stamps: object) -> None:
         asked.append(set(folders.values()))
         raise RunError("not drawn here")
 
