@@ -217,7 +217,7 @@ def _folder_below(root: Path, record: Mapping[str, Any]) -> str:
     """Return the folder below `root` of the model of a run, "" if there is none or it has another training."""
     key = "" if record.get("commit") else _key_below(root, str(record.get("model", "")))
     trained = record.get("trained")
-    if not key or not trained or _trained_after(root / key, record):
+    if not key or trained is None or _trained_after(root / key, record):
         return key
     return key if _trained(root / key) == trained else ""
 

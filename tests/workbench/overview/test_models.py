@@ -163,6 +163,9 @@ def test_a_hub_model_and_another_training_of_the_same_name_are_no_model_of_this_
     named(cknna(root, "viral", {0: [0.5, 0.6]}, key="000000000003"), model="/other/viral", trained="2025-12-01")
     named(cknna(root, "x", {0: [0.5, 0.6]}, key="000000000004"), label="llava", model="a/llava", commit="1")
     named(cknna(root, "x", {0: [0.5, 0.6]}, key="000000000005"), label="llava", model="b/llava", commit="2")
+    named(cknna(root, "viral", {0: [0.7, 0.8]}, key="000000000006"), model="/weights/hf/viral", trained="")
+    (root / "assembled").mkdir()  # a model that no training wrote
+    named(cknna(root, "assembled", {0: [0.7, 0.8]}, key="000000000007"), trained="")
     keys = {run.key[-1]: run.model for run in read_stored(root).runs}
     assert keys == {
         "1": "viral",
@@ -170,6 +173,8 @@ def test_a_hub_model_and_another_training_of_the_same_name_are_no_model_of_this_
         "3": "other/viral",
         "4": "a/llava",
         "5": "b/llava",
+        "6": "weights/hf/viral",
+        "7": "assembled",
     }
 
 
