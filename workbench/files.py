@@ -227,6 +227,16 @@ def whole_parquet(file: Path) -> bool:
         return False
 
 
+def parquet_columns(file: Path) -> set[str] | None:
+    """Return the columns of a parquet file, which are read from its end alone; None if it is missing or damaged."""
+    import pyarrow.parquet
+
+    try:
+        return set(pyarrow.parquet.read_schema(file).names)
+    except (OSError, ValueError):  # of pyarrow too
+        return None
+
+
 def whole_safetensors(file: Path) -> bool:
     """Return whether a file has the header of a safetensors file and all the bytes that it announces."""
     try:

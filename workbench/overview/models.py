@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import RunError, WorkbenchError, one_line
-from workbench.files import whole_parquet
+from workbench.files import parquet_columns
 from workbench.overview.stored import Stored, StoredRun
 from workbench.summary import NOT_OF_THE_MODEL
 from workbench.training_folder import (
@@ -204,6 +204,10 @@ def _read(folder: Path, key: str, stamps: tuple[int, ...]) -> Model:
         file = RECORD_FILE if (folder / RECORD_FILE).exists() else RECIPE_FILE
         why = f"{file} is damaged ({why}): expected a recipe of this workbench"
         return Model(key, folder, "damaged", why, {}, {}, key, stamps)
+    columns = parquet_columns(folder / LOG_FILE)  # None while the first steps are still being written
+    if columns is not None and "step" not in columns:
+        why = f"{LOG_FILE} has no column step: expected the log of a training"
+        return Model(key, folder, "damaged", why, recipe, {}, key, stamps)
     if not (folder / RECORD_FILE).exists():
         return Model(key, folder, "training", "", recipe, {}, key, stamps)
     try:
@@ -247,12 +251,12 @@ def _without(text: str, folder: Path) -> str:
 
 
 def _check_parquet(file: Path) -> None:
-    """Check that a parquet file is whole, from its ends alone.
+    """Check that a parquet file is whole, from its end alone.
 
     Raises:
         RunError: it is not.
     """
-    if not whole_parquet(file):
+    if parquet_columns(file) is None:
         raise RunError(f"{file.name} is damaged: expected a parquet file")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import RunError, one_line
-from workbench.files import whole_parquet, whole_safetensors
+from workbench.files import parquet_columns, whole_safetensors
 from workbench.records import read_run_record
 from workbench.runs import RUN_FILE
 from workbench.training_folder import RECORD_FILE, read_table, trained_at
@@ -21,6 +21,18 @@ from workbench.training_folder import RECORD_FILE, read_table, trained_at
 LEDGER = "claims"  # stored like an analysis, but of no model
 TENSORS = "tensors.safetensors"
 NEED_TENSORS = ("attention",)  # analyses whose measures are read from TENSORS, which their records do not list
+
+SCORES_NEED = {
+    "cknna": ("layer", "null_mean"),
+    "heads": ("vfm", "layer", "chance", "n"),
+    "knockout": ("accuracy_drop",),
+    "linear_probe": ("layer",),
+    "logit_lens": ("layer", "null_mean"),
+    "patching": ("accuracy_drop",),
+    "permutation": ("accuracy_drop",),
+    "tokens": ("layer",),
+}
+"""Columns of the table `scores` without which its measures cannot be read, by analysis."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +164,13 @@ def _record(file: Path, changed: tuple[int, int]) -> Mapping[str, Any] | Broken 
     if not {"key", "tables"} <= record.keys():
         return None  # a run.json of another program
     for name in record["tables"]:
-        if not whole_parquet(file.parent / f"{name}.parquet"):
+        columns = parquet_columns(file.parent / f"{name}.parquet")
+        if columns is None:
             return Broken(file.parent.name, f"{name}.parquet is missing or damaged: expected a table of this run")
+        needed = SCORES_NEED.get(record["analysis"], ()) if name == "scores" else ()
+        if missing := [column for column in needed if column not in columns]:
+            why = f"{name}.parquet has no column {missing[0]}: expected the scores of {record['analysis']}"
+            return Broken(file.parent.name, why)
     tensors = file.parent / TENSORS
     if (record["analysis"] in NEED_TENSORS or tensors.exists()) and not whole_safetensors(tensors):
         return Broken(file.parent.name, f"{TENSORS} is missing or damaged: expected the tensors of this run")

@@ -18,7 +18,7 @@ from workbench.intervals import t_interval
 from workbench.overview.answers import answered
 from workbench.overview.charts import by_variant
 from workbench.overview.differences import Pair, pairs_of, strip
-from workbench.overview.measures import MEASURES
+from workbench.overview.measures import MEASURES, measured
 from workbench.overview.models import read_models, with_variants
 from workbench.overview.stored import read_stored
 from workbench.overview.story import alignment_of
@@ -114,6 +114,49 @@ def test_a_cut_file_makes_a_damaged_model_that_says_which(tmp_path: Path, file: 
     assert model.state == "damaged"
     assert model.why.startswith(f"{file} is damaged")
     assert str(tmp_path) not in model.why
+
+
+def spoil(file: Path) -> None:
+    """Change all of a file but its first and last bytes, by which its format is known."""
+    content = file.read_bytes()
+    file.write_bytes(content[:8] + bytes(byte ^ 0x5A for byte in content[8:-8]) + content[-8:])
+
+
+@pytest.mark.parametrize("file", ["training.parquet", "evaluation.parquet", "accuracy.parquet"])
+def test_a_table_that_is_damaged_within_makes_a_damaged_model(tmp_path: Path, file: str) -> None:
+    spoil(train(tmp_path, "model", right=SOME) / file)
+    model = read_models(tmp_path).by_key["model"]
+    assert (model.state, model.why) == ("damaged", f"{file} is damaged: expected a parquet file")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_log_of_another_program_makes_a_damaged_model(tmp_path: Path, finished: bool) -> None:
+    train(tmp_path, "viral", right=SOME)
+    file = train(tmp_path, "x", right=SOME, finished=finished) / "training.parquet"
+    pd.DataFrame({"a": [1]}).to_parquet(file)
+    models = read_models(tmp_path)
+    assert models.by_key["x"].why == "training.parquet has no column step: expected the log of a training"
+    assert model_rows(models, "viral").set_index("key")["state"].to_dict() == {
+        "viral": "finished",
+        "x": "damaged: training.parquet has no column step: expected the log of a training",
+    }
+
+
+def test_a_run_with_a_spoilt_or_foreign_table_is_broken_and_takes_no_other_away(tmp_path: Path) -> None:
+    for name in ("viral", "spoilt", "foreign"):
+        train(tmp_path, name, right=SOME)
+        folder = cknna(tmp_path, name, {0: [0.5, 0.6]}, key=f"{name:x<12}")
+        if name == "spoilt":
+            spoil(folder / "scores.parquet")
+        elif name == "foreign":
+            pd.read_parquet(folder / "scores.parquet").drop(columns="null_mean").to_parquet(folder / "scores.parquet")
+    stored = read_stored(tmp_path)
+    assert {each.name: each.why for each in stored.broken} == {
+        "cknna-foreignxxxxx": "scores.parquet has no column null_mean: expected the scores of cknna",
+        "cknna-spoiltxxxxxx": "scores.parquet is missing or damaged: expected a table of this run",
+    }
+    _, table = measured(stored, ["viral", "spoilt", "foreign"])["cknna"]
+    assert table["model"].tolist() == ["viral"]
 
 
 def test_a_run_whose_tensors_are_gone_or_cut_is_broken(tmp_path: Path) -> None:
