@@ -343,6 +343,8 @@ def _types(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
     if len(accuracies) <= figures.LINES:
         return figures.accuracy_by_type(accuracies)
     long = pd.concat([table.assign(name=name) for name, table in accuracies.items()])
+    if "over" not in long:
+        long = long.assign(over=[f"{images} images" for images in long["n_images"]])
     shown = long.rename(columns={"category": "at", "accuracy": "score"})
     return figures.layer_heat(shown, title="accuracy", column="question type")
 

@@ -39,6 +39,8 @@ def bars(table: pd.DataFrame, *, x: str, y: str, by: str = "model") -> go.Figure
 def accuracy_by_type(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Draw the accuracy of each question type with its interval, a point per model, and a gray tick at chance.
 
+    Where models were asked different questions, so that chance differs, each has a tick of its own in its color.
+
     Args:
         tables: {model or variant: columns category, accuracy, low, high, n_images, chance, and where known few (there
             is too little data to conclude much, which hovering says) and over (what the interval is over, otherwise
@@ -46,7 +48,7 @@ def accuracy_by_type(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     """
     figure = new_figure(yaxis_title="accuracy", height=380, hovermode="closest")
     categories = list(dict.fromkeys(category for table in tables.values() for category in table["category"]))
-    chance = pd.concat(tables.values()).groupby("category")["chance"].mean()
+    levels: dict[tuple[str, float], list[tuple[float, str]]] = {}  # of each category and chance level: place, color
     for number, (name, table) in enumerate(tables.items()):
         offset = (number - (len(tables) - 1) / 2) * 0.14
         error = {
@@ -67,18 +69,28 @@ def accuracy_by_type(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
             marker={"color": color_of(name, number), "size": 8},
             customdata=_hover(table),
         )
+        for category, level in zip(table["category"], table["chance"].round(6), strict=True):
+            at = (categories.index(category) + offset, color_of(name, number))
+            levels.setdefault((category, level), []).append(at)
     x = list(range(len(categories)))
-    marker = {"symbol": "line-ew", "size": 12, "line": {"width": 2, "color": GRAY}}  # nine fit on a phone
+    several = {category for category in categories if sum(category == other for other, _ in levels) > 1}
+    ticks = [
+        (place, level, color)
+        for (category, level), models in levels.items()
+        for place, color in (models if category in several else [(categories.index(category), GRAY)])
+    ]
+    colors = [color for *_, color in ticks]
+    marker = {"symbol": "line-ew", "size": 12, "line": {"width": 2, "color": colors}}  # nine fit on a phone
     figure.add_scatter(
-        x=x,
-        y=[chance[category] for category in categories],
+        x=[place for place, *_ in ticks],
+        y=[level for _, level, _ in ticks],
         name="chance",
         mode="markers",
         marker=marker,
         hovertemplate="chance %{y:.3f}",
     )
-    ticks = {"tickvals": x, "ticktext": categories, "autotickangles": [0, -30, -60, -90]}  # words end at their tick
-    figure.update_xaxes(**ticks, showgrid=False, range=[-0.5, len(x) - 0.5], automargin=True)
+    words = {"tickvals": x, "ticktext": categories, "autotickangles": [0, -30, -60, -90]}  # words end at their tick
+    figure.update_xaxes(**words, showgrid=False, range=[-0.5, len(x) - 0.5], automargin=True)
     figure.update_yaxes(range=[0, 1.03])
     return figure
 

@@ -72,8 +72,9 @@ def named_curves(
 
     Args:
         curves: columns name, at (x), score, low, high, over, and where known chance, with `level`, which says what that
-            is (CHANCE, or Q95 of a null). A column `group` makes thin lines of the curves and adds the mean of every
-            group as a thick one, with its name, where all its curves have a point.
+            is (CHANCE, or Q95 of a null). Of several levels of chance, as models that were asked different questions
+            have, each is drawn; of nulls, the highest at each x. A column `group` makes thin lines of the curves and
+            adds the mean of every group as a thick one, with its name, where all its curves have a point.
         x, y: titles of the axes.
         marked: a value of x with a vertical line, such as the chosen layer.
         front: the curves that have colors, intervals and names if there are more than LINES; the others are thin gray
@@ -103,8 +104,8 @@ def named_curves(
         names = list(dict.fromkeys(drawn["name"]))
     if zero:
         figure.add_hline(y=0, line=ZERO)
-    if "chance" in curves and curves["chance"].notna().any():
-        level, words = curves.groupby("at")["chance"].max(), level_words(curves)
+    for level in _levels(curves):
+        words = level_words(curves)
         figure.add_scatter(
             x=level.index,
             y=level,
@@ -122,6 +123,18 @@ def named_curves(
         figure.data = sorted(figure.data, key=lambda trace: trace.legendgroup in front)
     _end_names(figure, drawn, names, chance=curves)
     return figure
+
+
+def _levels(curves: pd.DataFrame) -> list[pd.Series]:
+    """Return the levels of chance to draw, by x: each that is the same in all of its curves, or else the highest."""
+    if "chance" not in curves or curves["chance"].isna().all():
+        return []
+    known = curves.dropna(subset="chance")
+    known = known.assign(chance=known["chance"].round(6))
+    is_constant = (known.groupby("name")["chance"].nunique() == 1).all()
+    if level_words(curves) == CHANCE and is_constant:
+        return [part.groupby("at")["chance"].max() for _, part in known.groupby("chance")]
+    return [known.groupby("at")["chance"].max()]
 
 
 def level_words(curves: pd.DataFrame) -> str:
@@ -215,11 +228,10 @@ def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object],
     places = {name: float(row["score"]) for name, row in ends.items()}
     drawn = [column for column in ("score", "low", "high") if column in chance]
     lowest, highest = float(chance[drawn].min().min()), float(chance[drawn].max().max())
-    if "chance" in chance and chance["chance"].notna().any():
-        last = chance[chance["at"] == chance["at"].max()]["chance"].max()
-        if np.isfinite(last):
-            places["chance"] = float(last)
-            lowest, highest = min(lowest, float(last)), max(highest, float(last))
+    levels = [float(level.iloc[-1]) for level in _levels(chance)]
+    for level in levels:
+        places["chance" if len(levels) == 1 else f"chance {level:.3f}"] = level
+        lowest, highest = min(lowest, level), max(highest, level)
     gap = 0.065 * max(highest - lowest, 1e-9)
     written = _apart(places, gap)
     right = float(chance["at"].max())

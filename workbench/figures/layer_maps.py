@@ -21,7 +21,7 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None, co
     """Draw a score of many models as a heat map, a row for each model and a column for each layer.
 
     Args:
-        table: columns name, at (layer), score, low, high, over.
+        table: columns name, at (layer), score, low, high, and where known over (or of) and chance.
         title: name of the score, at the color bar.
         marked: a layer to frame.
         column: what a column is, where it is no layer.
@@ -33,23 +33,35 @@ def layer_heat(table: pd.DataFrame, *, title: str, marked: int | None = None, co
     wide = wide[columns if isinstance(columns[0], str) else sorted(columns)]
     parts = {key: table.pivot_table(index="name", columns="at", values=key, sort=False) for key in ("low", "high")}
     bounds = np.dstack([part.reindex(index=names, columns=wide.columns) for part in parts.values()])
+    words = table.assign(words=_counts(table)).pivot_table(
+        index="name", columns="at", values="words", aggfunc="first", sort=False
+    )
+    more = words.reindex(index=names, columns=wide.columns).fillna("").to_numpy()
     figure = new_figure(height=190 + _row_height(names) * len(names), hovermode="closest", xaxis_title=column)
     figure.add_heatmap(
         z=wide,
         x=_layer_names(list(wide.columns)),
         y=[plain_name(str(name)) for name in names],
-        customdata=bounds,
+        customdata=np.dstack([bounds.astype(object), more]),
         colorscale="Viridis",
         colorbar=_bar(title),
         xgap=1,
         ygap=1,
         hovertemplate=f"%{{y}}, {column}"
-        " %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
+        " %{x}: %{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]%{customdata[2]}<extra></extra>",
     )
     _frame_column(figure, list(wide.columns), marked)
     _label_rows(figure, [plain_name(str(name)) for name in names], [str(name) for name in names])
     figure.update_xaxes(type="category", showgrid=False)
     return figure.update_layout(margin={"l": 8, "t": 12})
+
+
+def _counts(table: pd.DataFrame) -> list[str]:
+    """Return of each row what its interval is over and its level of chance, as far as they are known."""
+    over = table["over"] if "over" in table else table["of"] if "of" in table else [""] * len(table)
+    chance = table["chance"] if "chance" in table else [np.nan] * len(table)
+    known = ([str(words), f"chance {level:.3f}" * (level == level)] for words, level in zip(over, chance, strict=True))
+    return ["".join(f", {each}" for each in row if each) for row in known]
 
 
 def layer_strip(table: pd.DataFrame, *, marked: int | None = None) -> go.Figure:

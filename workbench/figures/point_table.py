@@ -188,7 +188,7 @@ def _cells(trace: Mapping[str, Any]) -> pd.DataFrame:
     part = pd.DataFrame({"x": x * len(y), "y": np.repeat(np.array(y, dtype=object), len(x)), "value": z.ravel()})
     custom = trace.get("customdata")
     if custom is not None and BOUNDS in str(trace.get("hovertemplate", "")):
-        bounds = np.asarray(custom, float).reshape(len(part), -1)
+        bounds = np.asarray(custom, object).reshape(len(part), -1)[:, :2].astype(float)
         part = part.assign(low=bounds[:, 0], high=bounds[:, 1])
     return part.dropna(subset="value", ignore_index=True)
 

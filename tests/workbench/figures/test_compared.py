@@ -12,7 +12,10 @@ import pandas as pd
 import pytest
 
 from workbench.figures import (
+    CHANCE,
     LINES,
+    Q95,
+    accuracy_by_type,
     clickable,
     colored,
     difference_dots,
@@ -26,7 +29,7 @@ from workbench.figures import (
 from workbench.figures.caption import Caption
 from workbench.figures.compared import _apart
 from workbench.figures.point_table import drawn_points
-from workbench.figures.template import LABEL, two_lines
+from workbench.figures.template import GRAY, LABEL, two_lines
 from workbench.intervals import t_interval
 
 
@@ -117,7 +120,30 @@ def test_the_interval_of_a_group_in_a_heat_map_is_over_its_curves() -> None:
     many = curves(2 * (LINES + 1)).assign(group=lambda t: t["name"].str[1:].astype(int) // 2)
     (heat,) = layer_curves_named(many.assign(group=many["group"].astype(str)), y="score").data
     expected = t_interval([0.0, 0.1])
-    assert list(heat.customdata[0][0]) == pytest.approx([expected.low, expected.high])
+    *bounds, words = heat.customdata[0][0]
+    assert bounds == pytest.approx([expected.low, expected.high]) and words == ", mean of 2 seeds"
+    known = layer_curves_named(curves(LINES + 1).assign(chance=0.25, over="9 images"), y="score").data[0]
+    assert known.customdata[0][0][2] == ", 9 images, chance 0.250"
+
+
+def test_models_that_were_asked_other_questions_have_their_own_chance() -> None:
+    table = curves(2).assign(chance=lambda t: np.where(t["name"] == "m0", 0.25, 0.5), level=CHANCE)
+    figure = named_curves(table, x="step", y="accuracy")
+    assert [set(trace.y) for trace in figure.data if trace.name == CHANCE] == [{0.25}, {0.5}]
+    assert {"chance 0.250", "chance 0.500"} <= {note.hovertext for note in figure.layout.annotations}
+    nulls = named_curves(table.assign(level=Q95), x="step", y="CKNNA")
+    assert [list(trace.y) for trace in nulls.data if trace.name == Q95] == [[0.5] * 3]
+    models = {
+        name: pd.DataFrame(
+            {"category": ["x", "y"], "accuracy": 0.6, "low": 0.5, "high": 0.7, "n_images": 9, "chance": [0.5, chance]}
+        )
+        for name, chance in (("a", 0.25), ("b", 0.5))
+    }
+    figure = accuracy_by_type(models)
+    (tick,) = (trace for trace in figure.data if trace.name == "chance")
+    assert list(tick.y) == [0.5, 0.25, 0.5]
+    assert list(tick.x) == [0, *(trace.x[1] for trace in figure.data[:2])]
+    assert list(tick.marker.line.color) == [GRAY, *(trace.marker.color for trace in figure.data[:2])]
 
 
 def test_the_mean_of_a_group_is_drawn_where_all_its_curves_have_a_point() -> None:
