@@ -223,7 +223,8 @@ def _counts(table: pd.DataFrame, first: str, second: str) -> None:
         index=[f"{first} right", "wrong"],
         columns=[f"{second} right", "wrong"],
     )
-    st.caption("Questions" + (", by more than half of the seeds" if set(table["first"].unique()) - {0.0, 1.0} else ""))
+    shares = set(table["first"]) | set(table["second"])
+    st.caption("Questions" + (", by more than half of the seeds" if shares - {0.0, 1.0} else ""))
     st.dataframe(counts, width="stretch", height=108)
 
 

@@ -38,7 +38,7 @@ def chosen_by_lasso(site: Site, shown: pd.DataFrame, pair: Pair, stamps: tuple[o
         return shown
     points = shown.head(POINTS)
     areas = _areas()
-    key = ("lasso", stamps, pair.names, content_hash(*points["id"]), str(areas))
+    key = ("lasso", stamps, pair.names, content_hash(*points["id"]), str(areas), site.looks)
     figure = once(key, lambda: _scatter(points, pair, areas))
     st.plotly_chart(
         figure,

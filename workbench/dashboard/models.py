@@ -21,7 +21,7 @@ from workbench.dashboard.stories import stamp, story_of
 from workbench.errors import one_line
 from workbench.figures.caption import Caption
 from workbench.overview import table as tables
-from workbench.overview.charts import by_variant
+from workbench.overview.charts import accuracies_chart, by_variant
 from workbench.overview.measures import images_words
 from workbench.overview.models import Model, Models
 from workbench.training_folder import MEAN, cknna_log, score_log
@@ -325,7 +325,7 @@ def _by_type(site: Site, keys: Sequence[str], *, grouped: bool = False) -> None:
     if not accuracies:
         return
     st.subheader("Accuracy by question type")
-    figure = once(("types", grouped, logs_stamp(site, keys), site.looks), partial(_types, accuracies))
+    figure = once(("types", grouped, logs_stamp(site, keys), site.looks), partial(accuracies_chart, accuracies))
     scored = [model for model in models if len(tables.accuracies_of(model))]
     data = ", ".join(dict.fromkeys(model.test_data for model in scored if model.test_data)) or "data not known"
     counts = images_words(pd.concat([table["n_images"] for table in accuracies.values()]))
@@ -337,16 +337,6 @@ def _by_type(site: Site, keys: Sequence[str], *, grouped: bool = False) -> None:
         Caption("Accuracy by question type", f"{counts} of {data}", seeds_of(site, [m.key for m in scored]), over),
         below=plain(f"On {data}; 95 % intervals over {over}.{rest}"),
     )
-
-
-def _types(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
-    if len(accuracies) <= figures.LINES:
-        return figures.accuracy_by_type(accuracies)
-    long = pd.concat([table.assign(name=name) for name, table in accuracies.items()])
-    if "over" not in long:
-        long = long.assign(over=[f"{images} images" for images in long["n_images"]])
-    shown = long.rename(columns={"category": "at", "accuracy": "score"})
-    return figures.layer_heat(shown, title="accuracy", column="question type")
 
 
 def _warnings(models: Sequence[Model]) -> None:

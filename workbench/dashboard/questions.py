@@ -15,7 +15,7 @@ from workbench.dashboard.models import several_seeds
 from workbench.dashboard.papers import chart, seeds_of
 from workbench.dashboard.site import Site, cached, choice, once, plain
 from workbench.figures.caption import Caption
-from workbench.overview.charts import by_variant, curves_of
+from workbench.overview.charts import about_scores, by_variant, curves_of, lines_words, over_what
 from workbench.overview.differences import Pair, by_layer
 from workbench.overview.measures import (
     ENCODER_LAYER,
@@ -25,7 +25,6 @@ from workbench.overview.measures import (
     Asked,
     Measure,
     by_image,
-    images_words,
     scores,
 )
 from workbench.overview.stored import StoredRun
@@ -130,17 +129,14 @@ def _score(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int, 
     zero = measure.neutral is not None
     key = ("score", measure.key, stamp_of(runs), title, layer, "group" in shown, site.looks)
     figure = once(key, lambda: figures.layer_curves_named(shown, y=title, marked=layer, zero=zero))
-    grouped = "group" in shown
-    drawn_as_map = (shown["group"] if grouped else shown["name"]).nunique() > figures.LINES
     caption = Caption(
         f"{title} by layer",
-        _over_what(runs, table["n_images"]),
+        over_what(runs, table["n_images"]),
         seeds_of(site, list(dict.fromkeys(shown["name"]))),
-        "seeds" if grouped else "images",
+        "seeds" if "group" in shown else "images",
     )
-    intervals = "thick: mean over seeds, thin: each seed" if grouped and not drawn_as_map else "95 % intervals"
-    dotted = "" if drawn_as_map else figures.level_words(shown) or ("no effect" if zero else "")
-    chart(figure, f"score-{measure.key}", caption, below=_about(runs, table["n_images"], intervals, dotted))
+    about = about_scores(runs, table["n_images"], *lines_words(shown, zero=zero))
+    chart(figure, f"score-{measure.key}", caption, below=plain(about))
 
 
 def _largest(runs: Sequence[StoredRun], title: str, differences: pd.DataFrame) -> str:
@@ -191,7 +187,7 @@ def _images(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int)
         f"images-{measure.key}",
         Caption(
             f"{title}, single images",
-            _over_what(runs, values.groupby("name")["image_id"].nunique()),
+            over_what(runs, values.groupby("name")["image_id"].nunique()),
             seeds_of(site, [run.model for run in runs]),
             "",
         ),
@@ -275,7 +271,7 @@ def _difference(
     over = " or ".join(dict.fromkeys(table["over"]))
     caption = Caption(
         f"{title} by layer, {second} minus {first}",
-        _over_what(asked, images),
+        over_what(asked, images),
         seeds_of(site, [each for each in pair.keys if each in runs]),
         f"{over}, paired",
     )
@@ -283,28 +279,9 @@ def _difference(
         figure,
         f"difference-{measure.key}",
         caption,
-        below=f"{plain(title)}. {_about(asked, images, '95 % intervals', 'no difference')}",
+        below=plain(f"{title}. {about_scores(asked, images, '95 % intervals', 'no difference')}"),
     )
 
 
 def _over(row: Any) -> str:
     return f"{row.n:.0f} {row.over}" + (f", Holm p {row.p_holm:.3g}" if row.p_holm == row.p_holm else "")
-
-
-def _about(runs: Sequence[StoredRun], counts: pd.Series, intervals: str, dotted: str) -> str:
-    """Return over what scores are, and what was left out.
-
-    Args:
-        counts: the number of images of each score; the option `limit` is only the most that there can be.
-        intervals: what bands or thin lines stand for.
-        dotted: what the dotted line stands for, "" if there is none.
-    """
-    left_out = [sentence for run in runs for sentence in run.record.get("left_out", [])]
-    notes = f" Left out: {'; '.join(dict.fromkeys(left_out))}" if left_out else ""
-    return plain(f"{_over_what(runs, counts)}; {intervals}{f'; dotted: {dotted}' if dotted else ''}.{notes}")
-
-
-def _over_what(runs: Sequence[StoredRun], counts: pd.Series) -> str:
-    """Return of how many images scores are and, of patching, whose tokens were put in."""
-    tokens = f"; tokens of {runs[0].sources[0]}" if runs[0].sources else ""
-    return f"{images_words(counts)} of {runs[0].record.get('data')}{tokens}"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 
 from workbench import figures
+from workbench.overview.measures import images_words
 from workbench.overview.models import Models
+from workbench.overview.stored import StoredRun
 from workbench.overview.story import Alignment, Story
 from workbench.training_folder import MEAN
 
@@ -28,6 +32,17 @@ def types_chart(story: Story) -> figures.Figure:
         }
     )
     return figures.difference_dots(shown, x="percentage points", names=story.pair.names, last=MEAN)
+
+
+def accuracies_chart(accuracies: Mapping[str, pd.DataFrame]) -> figures.Figure:
+    """Return the accuracy of each model or variant by question type, as a heat map if there are more than LINES."""
+    if len(accuracies) <= figures.LINES:
+        return figures.accuracy_by_type(accuracies)
+    long = pd.concat([table.assign(name=name) for name, table in accuracies.items()])
+    if "over" not in long:
+        long = long.assign(over=[f"{images} images" for images in long["n_images"]])
+    shown = long.rename(columns={"category": "at", "accuracy": "score"})
+    return figures.layer_heat(shown, title="accuracy", column="question type")
 
 
 def alignment_chart(story: Story, alignment: Alignment) -> figures.Figure:
@@ -56,3 +71,39 @@ def curves_of(scores: pd.DataFrame) -> pd.DataFrame:
         chance=scores["null_q95"].fillna(scores["chance"]),
         level=[figures.CHANCE if missing else figures.Q95 for missing in scores["null_q95"].isna()],
     )
+
+
+# --- what a chart shows, in words -----------------------------------------------------------------
+
+
+def lines_words(curves: pd.DataFrame, *, zero: bool) -> tuple[str, str]:
+    """Return what the intervals of `figures.layer_curves_named` are, and what its dotted line is ("" if there is none).
+
+    Args:
+        curves: what is drawn.
+        zero: whether 0 means that there is no effect.
+    """
+    grouped = "group" in curves
+    if (curves["group"] if grouped else curves["name"]).nunique() > figures.LINES:  # a heat map
+        return "95 % intervals", ""
+    intervals = "thick: mean over seeds, thin: each seed" if grouped else "95 % intervals"
+    return intervals, figures.level_words(curves) or ("no effect" if zero else "")
+
+
+def about_scores(runs: Sequence[StoredRun], counts: pd.Series, intervals: str, dotted: str) -> str:
+    """Return over what scores are, and what was left out.
+
+    Args:
+        counts: the number of images of each score; the option `limit` is only the most that there can be.
+        intervals: what bands or thin lines stand for.
+        dotted: what the dotted line stands for, "" if there is none.
+    """
+    left_out = [sentence for run in runs for sentence in run.record.get("left_out", [])]
+    notes = f" Left out: {'; '.join(dict.fromkeys(left_out))}" if left_out else ""
+    return f"{over_what(runs, counts)}; {intervals}{f'; dotted: {dotted}' if dotted else ''}.{notes}"
+
+
+def over_what(runs: Sequence[StoredRun], counts: pd.Series) -> str:
+    """Return of how many images scores are and, of patching, whose tokens were put in."""
+    tokens = f"; tokens of {runs[0].sources[0]}" if runs[0].sources else ""
+    return f"{images_words(counts)} of {runs[0].record.get('data')}{tokens}"

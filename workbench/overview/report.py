@@ -16,9 +16,17 @@ from workbench import figures, runs
 from workbench.claims.shown import newest
 from workbench.errors import RunError
 from workbench.html_page import document, facts_table, html_figure, html_table, ledger_section
-from workbench.overview.charts import alignment_chart, curves_of, types_chart
+from workbench.overview.charts import (
+    about_scores,
+    accuracies_chart,
+    alignment_chart,
+    by_variant,
+    curves_of,
+    lines_words,
+    types_chart,
+)
 from workbench.overview.differences import Pair, strip
-from workbench.overview.measures import LONG, MEASURES, QUESTIONS, images_words, measured
+from workbench.overview.measures import LONG, MEASURES, QUESTIONS, measured
 from workbench.overview.models import Models
 from workbench.overview.stored import Stored
 from workbench.overview.story import Story, tell
@@ -94,8 +102,8 @@ def _accuracy(story: Story, models: Models, keys: Sequence[str]) -> str:
     ]
     of_model = {key: accuracies_of(models.by_key[key]) for key in keys}
     known = {key: table for key, table in of_model.items() if len(table)}
-    if known and len(known) <= figures.LINES:
-        parts += ["<h3>Each model by question type</h3>", html_figure(figures.accuracy_by_type(known), "by-type")]
+    if known:
+        parts += ["<h3>Each model by question type</h3>", html_figure(accuracies_chart(known), "by-type")]
     return "\n".join(parts) + "</section>"
 
 
@@ -129,13 +137,14 @@ def _layers(story: Story, stored: Stored, keys: Sequence[str], models: Models, u
             used |= {run.folder.name: run.record.get("argv", []) for run in of_runs}
             rows = curves_of(table)
             if several:
-                rows["group"] = [models.by_key[key].variant for key in rows["name"]]
+                rows = by_variant(rows, models)
             for series, shown in rows.groupby("series", sort=False):
                 title = measure.title.format(series=series)
-                figure = figures.layer_curves_named(shown, y=title, zero=measure.neutral is not None)
-                about = f"{images_words(shown['n_images'])} of {of_runs[0].record.get('data')}; {measure.explained}."
+                zero = measure.neutral is not None
+                figure = figures.layer_curves_named(shown, y=title, zero=zero)
+                about = about_scores(of_runs, shown["n_images"], *lines_words(shown, zero=zero))
                 parts += [f"<h4>{escape(title)}</h4>", html_figure(figure, f"{measure.key}-{len(parts)}")]
-                parts += [_quiet(about)]
+                parts += [_quiet(f"Here: {measure.explained}. {about}")]
     return "\n".join(parts) + "</section>"
 
 

@@ -240,7 +240,7 @@ def _disagreement_card(pair: Pair, answers: Answered | None) -> Card:
         "They disagree on",
         f"{d.only_first + d.only_second:,.0f} of {d.questions:,}",
         f"{d.only_second:,.0f} only {pair.names[1]} right, {d.only_first:,.0f} only {pair.names[0]}; "
-        f"{share[0]:.1f} % [{share[1]:.1f}, {share[2]:.1f}]",
+        f"{share[0]:.1f} % [{share[1]:.1f}, {share[2]:.1f}] over {d.share.n} {d.over}",
         chance,
         "examples",
     )

@@ -36,6 +36,7 @@ from workbench.dashboard.questions import in_words
 from workbench.dashboard.site import Site, plain, unusable, whole_number
 from workbench.data import Dataset, load_data
 from workbench.errors import DataError, RunError
+from workbench.overview.charts import colors_of
 from workbench.overview.models import read_models
 from workbench.overview.stored import read_stored
 from workbench.runs import Run
@@ -394,6 +395,34 @@ def test_the_area_of_a_lasso_chooses_the_questions_inside_it(two: Path, monkeypa
         app = open_page("examples", two, monkeypatch, lasso="true", area=wrong)
         assert f"The link names the area {wrong}, which" in text_of(app)
         assert len(app.dataframe[1].value) == 40
+
+
+def test_points_of_the_lasso_have_the_colors_of_the_site(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after another variant has changed them."""
+
+    def drawn() -> list[str]:
+        app = open_page("examples", two, monkeypatch, b="baseline", m="viral", lasso="true")
+        (points,) = (
+            trace
+            for chart in app.get("plotly_chart")
+            for trace in json.loads(chart.proto.spec)["data"]
+            if trace["type"] == "scattergl"
+        )
+        return [color for _, color in points["marker"]["colorscale"]]
+
+    for name in ("", "another"):
+        if name:
+            train(two, name, right=[True] * 40, aligned=True, layer=[2])
+        colors = colors_of(read_models(two, read_stored(two).runs))
+        assert drawn() == [colors["baseline"], colors["viral"]]
+
+
+def test_the_counts_of_questions_say_that_they_are_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the seeds of one group alone do not agree."""
+    for seed in range(2):
+        train(tmp_path, f"baseline-s{seed}", right=[True] * 40, seed=seed)
+        train(tmp_path, f"viral-s{seed}", right=[i % 2 == seed for i in range(40)], seed=seed, aligned=True)
+    assert "Questions, by more than half of the seeds" in text_of(open_page("examples", tmp_path, monkeypatch))
 
 
 def test_claims_are_those_of_the_ledger_with_their_values_by_seed(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:

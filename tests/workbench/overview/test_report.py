@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from tests.conftest import ROOT, refused, run
 from tests.workbench.dashboard.test_dashboard import CHROMIUM, chromium_or_skip
 from tests.workbench.overview.folders import cknna, knockout, lens, train
+from workbench import figures
 from workbench.overview.differences import pairs_of
 from workbench.overview.models import read_models
 from workbench.overview.report import selection_report
@@ -61,6 +63,24 @@ def test_the_summary_comes_first_with_the_numbers_of_the_pages(two: tuple[Path, 
     csv = re.search(r'download="differences.csv" href="data:text/csv;base64,([^"]+)"', page)
     assert csv is not None
     assert "CKNNA with dinov2-small" in base64.b64decode(csv[1]).decode()
+
+
+def test_it_says_what_is_drawn_and_what_is_left_out_as_the_page_does(tmp_path: Path) -> None:
+    keys = ["baseline", *(f"viral{number}" for number in range(figures.LINES))]
+    for number, key in enumerate(keys):
+        more = {"layer": [number]} if number else {}
+        train(tmp_path, key, right=[True] * 40, aligned=number > 0, **more)
+        cknna(tmp_path, key, {1: np.full(20, 0.5)})
+    for file in tmp_path.glob("cknna-*/run.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"left_out": ["7 images were left out"]}))
+    stored = read_stored(tmp_path)
+    models = read_models(tmp_path, stored.runs)
+    (pair,) = pairs_of(models, "baseline", ["viral0"])
+    page = selection_report(tmp_path, stored, models, pair, keys, {})
+    assert "Left out: 7 images were left out" in page and "95 % intervals; dotted: " not in page  # a map has no line
+    assert "Each model by question type" in page
+    page = selection_report(tmp_path, stored, models, pair, keys[:2], {})
+    assert "95 % intervals; dotted: chance (95th percentile). Left out: 7 images were left out" in page
 
 
 def test_a_measure_that_no_run_has_is_left_out(tmp_path: Path) -> None:

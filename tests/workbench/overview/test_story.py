@@ -74,6 +74,7 @@ def test_every_number_is_right_by_hand(two: Path) -> None:
     assert d.chance == pytest.approx(0.5)  # colour .5 * .1 + .5 * .9, count .5 * .5 + .5 * .5
     assert d.other_seed is None
     assert story.cards[2].value == "16 of 80"
+    assert story.cards[2].change.endswith("] over 40 images")
     assert story.alignment is not None
     assert story.alignment.layer == 1  # the aligned one
     assert story.cards[0].title == "CKNNA with dinov2-small at layer 1"
@@ -197,6 +198,7 @@ def test_seeds_are_paired_and_their_interval_is_students(tmp_path: Path) -> None
     assert layers["p_holm"].tolist() == pytest.approx([stats.ttest_1samp(list(gains.values()), 0).pvalue])
     assert "Intervals are over 3 seeds" in tell(pair, stored).caveat
     assert "each with seeds 0, 1, 2" in tell(pair, stored).compared
+    assert tell(pair, stored).cards[2].change.endswith("] over 3 seeds")
     d = answered(pair).disagreement
     assert d.only_second == pytest.approx(np.mean([80 * gain for gain in gains.values()]))
     assert d.other_seed == pytest.approx(np.mean([2, 4, 2]) / 80)  # counts differ by 1/20 of 40 per seed
