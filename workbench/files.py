@@ -205,6 +205,12 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
+def leads_outside(file: Path, root: Path) -> bool:
+    """Return whether a link, on the way from the folder `root` to a file or folder below it, leads out of `root`."""
+    way = (file, *file.parents)[: len(file.parts) - len(root.parts)]
+    return any(each.is_symlink() for each in way) and not file.resolve().is_relative_to(root.resolve())
+
+
 def state_of(stat: os.stat_result) -> tuple[int, int, int, int]:
     """Return what differs if a file was changed or replaced: its inode, size, and times of change (ns)."""
     return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

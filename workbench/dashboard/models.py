@@ -352,17 +352,19 @@ def _warnings(models: Sequence[Model]) -> None:
 
 def _sweeps(site: Site) -> None:
     """Draw the tables that `python -m trainer.sweep` stored."""
-    whole = sweeps(site.root)
-    if not whole:
+    problems = sweeps(site.root)
+    if not problems:
         return
     st.subheader("Sweeps")
-    name = choice("sweep", list(whole), next(iter(whole)), "Sweep")
+    name = choice("sweep", list(problems), next(iter(problems)), "Sweep")
+    if problems[name]:
+        st.warning(plain(f"{name} cannot be read: the file {problems[name]}."))
+        return
     try:
         table = pd.read_parquet(below_root(f"{name}.parquet"))
         table[list(OF_A_SWEEP)]
     except (OSError, ValueError, KeyError) as error:
-        why = one_line(error) if whole[name] else "it is damaged"
-        st.warning(plain(f"{name} cannot be read ({why}): expected the table of a sweep."))
+        st.warning(plain(f"{name} cannot be read ({one_line(error)}): expected the table of a sweep."))
         return
     kinds = list(dict.fromkeys(table["type"]))
     kind = choice("type", kinds, MEAN if MEAN in kinds else kinds[0], "Question type")

@@ -19,11 +19,11 @@ from streamlit.navigation.page import StreamlitPage
 
 from workbench.dashboard.folders import runs_root
 from workbench.data.base import content_hash
-from workbench.files import whole_parquet
+from workbench.files import leads_outside, whole_parquet
 from workbench.overview.charts import colors_of
 from workbench.overview.differences import Pair, pairs_of
 from workbench.overview.models import Models, files_below, read_models, with_variants
-from workbench.overview.stored import Stored, read_stored
+from workbench.overview.stored import NOT_FOLLOWED, Stored, read_stored
 from workbench.training_folder import LOG_FILE, RECORD_FILE
 
 T = TypeVar("T")
@@ -88,11 +88,14 @@ def read_site() -> Site:
     return Site(root, with_variants(stored, models), models, colors_of(models))
 
 
-def sweeps(root: Path) -> dict[str, bool]:
-    """Return {name of a sweep's table: whether the file is whole}, whole ones first."""
-    files = files_below(root, "sweep-*.parquet")
-    whole = {file.relative_to(root).with_suffix("").as_posix(): whole_parquet(file) for file in files}
-    return dict(sorted(whole.items(), key=lambda item: not item[1]))
+def sweeps(root: Path) -> dict[str, str]:
+    """Return {name of a sweep's table: why the file cannot be used}, first those that can be used ("")."""
+    reasons = {}
+    for file in files_below(root, "sweep-*.parquet"):
+        damaged = "" if whole_parquet(file) else "is damaged: expected the table of a sweep"
+        name = file.relative_to(root).with_suffix("").as_posix()
+        reasons[name] = NOT_FOLLOWED if leads_outside(file, root) else damaged
+    return dict(sorted(reasons.items(), key=lambda item: item[1] != ""))
 
 
 def unusable(site: Site) -> list[dict[str, str]]:
@@ -103,17 +106,11 @@ def unusable(site: Site) -> list[dict[str, str]]:
         {"name": r.folder.name, "why": f"{r.retrained} was trained anew after it"} for r in site.stored.runs if r.stale
     ]
     rows += [
-        {
-            "name": path.name,
-            "why": "is a link, which is not followed: expected the folder of the training itself",
-        }
+        {"name": path.name, "why": NOT_FOLLOWED}
         for path in sorted(site.root.glob("[!.]*"))
         if path.is_symlink() and ((path / LOG_FILE).exists() or (path / RECORD_FILE).exists())
     ]
-    damaged = "is damaged: expected the table of a sweep"
-    return rows + [
-        {"name": name, "why": f"{name}.parquet {damaged}"} for name, whole in sweeps(site.root).items() if not whole
-    ]
+    return rows + [{"name": name, "why": f"{name}.parquet {why}"} for name, why in sweeps(site.root).items() if why]
 
 
 # --- what is chosen -------------------------------------------------------------------------------

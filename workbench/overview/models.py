@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.errors import RunError, WorkbenchError, one_line
-from workbench.files import parquet_columns
-from workbench.overview.stored import Stored, StoredRun
+from workbench.files import leads_outside, parquet_columns
+from workbench.overview.stored import NOT_FOLLOWED, Stored, StoredRun
 from workbench.summary import NOT_OF_THE_MODEL
 from workbench.training_folder import (
     ACCURACY_FILE,
@@ -158,15 +158,25 @@ class Models:
 
 
 def read_models(root: Path, stored: Iterable[StoredRun] = ()) -> Models:
-    """Return the models of a runs folder, and those that `stored` analyses name and that have no folder there."""
+    """Return the models of a runs folder, and those that `stored` analyses name and that have no folder there.
+
+    A training with a link out of the runs folder is damaged, and counts as one without a folder, so that no page reads
+    it.
+    """
     folders = sorted(
         {file.parent for file in files_below(root, LOG_FILE, RECORD_FILE)},
         key=lambda f: (len(f.parts), _natural(f.as_posix())),
     )
     models = {}
     for folder in folders:
+        key = folder.relative_to(root).as_posix()
         stamps = tuple(_changed(folder / name) for name in STAMPED)
-        models[folder.relative_to(root).as_posix()] = _read(folder, folder.relative_to(root).as_posix(), stamps)
+        linked = next((name for name in STAMPED if leads_outside(folder / name, root)), None)
+        models[key] = (
+            Model(key, state="damaged", why=f"{linked} {NOT_FOLLOWED}", variant=key, stamps=stamps)
+            if linked
+            else _read(folder, key, stamps)
+        )
     for run in stored:
         if run.model and run.model not in models:
             models[run.model] = Model(run.model, variant=run.model)

@@ -13,11 +13,12 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import RunError, one_line
-from workbench.files import parquet_columns, whole_safetensors
+from workbench.files import leads_outside, parquet_columns, whole_safetensors
 from workbench.records import read_run_record
 from workbench.runs import RUN_FILE
 from workbench.training_folder import RECORD_FILE, read_table, trained_at
 
+NOT_FOLLOWED = "is a link, which is not followed: expected the folder or file itself"
 LEDGER = "claims"  # stored like an analysis, but of no model
 TENSORS = "tensors.safetensors"
 NEED_TENSORS = ("attention",)  # analyses whose measures are read from TENSORS, which their records do not list
@@ -136,11 +137,16 @@ class Stored:
 
 
 def read_stored(root: Path) -> Stored:
-    """Return the analyses that are stored in a runs folder."""
+    """Return the analyses that are stored in a runs folder; what is a link out of it is not read, but named."""
     readable, broken = [], []
     for file in sorted(root.glob(f"[!.]*/{RUN_FILE}")):  # a folder whose name begins with a dot is being written
         changed = (_changed(file), _changed(file.parent))
-        record = _record(file, changed)
+        if leads_outside(file.parent, root):
+            record: Mapping[str, Any] | Broken | None = Broken(file.parent.name, NOT_FOLLOWED)
+        elif leads_outside(file, root):
+            record = Broken(file.parent.name, f"{file.name} {NOT_FOLLOWED}")
+        else:
+            record = _record(root, file, changed)
         if isinstance(record, Broken):
             broken.append(record)
         elif record is not None:
@@ -154,7 +160,7 @@ def read_stored(root: Path) -> Stored:
 
 
 @lru_cache(maxsize=4096)
-def _record(file: Path, changed: tuple[int, int]) -> Mapping[str, Any] | Broken | None:
+def _record(root: Path, file: Path, changed: tuple[int, int]) -> Mapping[str, Any] | Broken | None:
     """Read the record of a run and check its tables; `changed`: when it and its folder were changed."""
     del changed
     try:
@@ -163,6 +169,9 @@ def _record(file: Path, changed: tuple[int, int]) -> Mapping[str, Any] | Broken 
         return Broken(file.parent.name, str(error).replace(f"{file.parent}/", "")) if file.exists() else None
     if not {"key", "tables"} <= record.keys():
         return None  # a run.json of another program
+    for name in (*(f"{table}.parquet" for table in record["tables"]), TENSORS):
+        if leads_outside(file.parent / name, root):
+            return Broken(file.parent.name, f"{name} {NOT_FOLLOWED}")
     for name in record["tables"]:
         columns = parquet_columns(file.parent / f"{name}.parquet")
         if columns is None:

@@ -28,12 +28,12 @@ from tests.conftest import ROOT
 from tests.workbench.overview.folders import cknna, knockout, lens, patching, train
 from trainer.setups.packed_data import first_questions
 from workbench import runs
-from workbench.claims.shown import display_table
+from workbench.claims.shown import display_table, newest
 from workbench.dashboard import folders, lasso, shell, thumbnails
 from workbench.dashboard.drawn import drawn as figures_of
 from workbench.dashboard.drawn import options as drawn_by_analysis
 from workbench.dashboard.questions import in_words
-from workbench.dashboard.site import Site, plain, unusable, whole_number
+from workbench.dashboard.site import Site, plain, sweeps, unusable, whole_number
 from workbench.data import Dataset, load_data
 from workbench.errors import DataError, RunError
 from workbench.overview.charts import colors_of
@@ -749,7 +749,28 @@ def test_a_linked_training_is_named_since_pages_do_not_show_it(tmp_path: Path) -
     (tmp_path / "runs" / "notes").symlink_to(tmp_path)
     stored, models = read_stored(tmp_path / "runs"), read_models(tmp_path / "runs")
     (row,) = unusable(Site(tmp_path / "runs", stored, models, {}))
-    assert (row["name"], row["why"][:9]) == ("viral", "is a link")
+    assert row == {"name": "viral", "why": "is a link, which is not followed: expected the folder or file itself"}
+
+
+def test_a_linked_sweep_and_ledger_are_named_and_not_read(tmp_path: Path) -> None:
+    root, outside = tmp_path / "runs", tmp_path / "outside"
+    train(root, "baseline", right=share(0.5))
+    pd.DataFrame({"claim": ["x"]}).to_parquet(tmp_path / "claims.parquet")
+    folder = cknna(tmp_path, "ledger", {0: [0.1, 0.2]})
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"analysis": "claims"}))
+    outside.mkdir()
+    folder.rename(outside / "claims-1")
+    (root / "claims-1").symlink_to(outside / "claims-1")
+    (tmp_path / "claims.parquet").rename(outside / "sweep-a.parquet")
+    (root / "sweep-a.parquet").symlink_to(outside / "sweep-a.parquet")
+    assert newest(root) is None
+    assert sweeps(root) == {"sweep-a": "is a link, which is not followed: expected the folder or file itself"}
+    named = unusable(Site(root, read_stored(root), read_models(root), {}))
+    assert {row["name"]: row["why"].partition(",")[0] for row in named} == {
+        "claims-1": "is a link",
+        "sweep-a": "sweep-a.parquet is a link",
+    }
 
 
 def test_a_layer_of_the_vision_encoder_is_called_so() -> None:

@@ -323,6 +323,59 @@ def test_a_table_that_is_removed_later_makes_the_run_unusable(tmp_path: Path) ->
     assert [broken.name for broken in read_stored(tmp_path).broken] == [folder.name]
 
 
+LINK = "is a link, which is not followed: expected the folder or file itself"
+
+
+def link_from(file: Path, folder: Path) -> None:
+    """Move a file or folder into another folder, and leave a link to it."""
+    file.rename(folder / file.name)
+    file.symlink_to(folder / file.name)
+
+
+def test_links_out_of_the_runs_folder_are_named_and_not_read(tmp_path: Path) -> None:
+    root, outside = tmp_path / "runs", tmp_path / "outside"
+    outside.mkdir()
+    folders = {}
+    for name in "abcd":
+        train(root, name, right=SOME)
+        folders[name] = cknna(root, name, {0: [0.5, 0.6]}, key=f"{name:x<12}")
+    assert len(read_stored(root).runs) == 4
+    link_from(folders["a"], outside)
+    link_from(folders["b"] / "run.json", outside)
+    link_from(folders["c"] / "scores.parquet", outside)
+    link_from(root / "a" / "evaluation.parquet", outside)
+    stored = read_stored(root)
+    assert [run.model for run in stored.runs] == ["d"]
+    assert {each.name: each.why for each in stored.broken} == {
+        "cknna-axxxxxxxxxxx": LINK,
+        "cknna-bxxxxxxxxxxx": f"run.json {LINK}",
+        "cknna-cxxxxxxxxxxx": f"scores.parquet {LINK}",
+    }
+    models = read_models(root)
+    model = models.by_key["a"]
+    assert (model.state, model.why, model.folder) == ("damaged", f"evaluation.parquet {LINK}", None)
+    assert model_rows(models, "b").set_index("key")["accuracy"].notna().to_dict() == {
+        "a": False,
+        "b": True,
+        "c": True,
+        "d": True,
+    }
+
+
+def test_links_within_the_runs_folder_are_read_also_if_it_is_a_link_itself(tmp_path: Path) -> None:
+    root, archive = tmp_path / "runs", tmp_path / "runs" / "archive"
+    train(root, "viral", right=SOME)
+    folder = cknna(root, "viral", {0: [0.5, 0.6]})
+    archive.mkdir()
+    for file in (folder / "scores.parquet", folder, root / "viral" / "accuracy.parquet"):
+        link_from(file, archive)
+    (tmp_path / "link").symlink_to(root)
+    for each in (root, tmp_path / "link"):
+        stored = read_stored(each)
+        assert ([run.model for run in stored.runs], stored.broken) == (["viral"], ())
+        assert read_models(each).by_key["viral"].state == "finished"
+
+
 def sources(root: Path, keys: list[str]) -> list[tuple[list[str], str]]:
     """The models and the source of each list of runs of patching that ask the same."""
     stored = read_stored(root)
