@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -51,7 +52,7 @@ def test_the_values_by_seed_give_the_values_of_the_claims() -> None:
 
 # --- scarce supervision ---------------------------------------------------------------------------
 
-PAGE = ROOT / "docs" / "results" / "data_efficiency.md"
+PAGES = [ROOT / "docs" / "results" / name for name in ("data_efficiency.md", "smol.md")]
 REPORT = r"\(`python -m trainer\.sweep (\S+) --report --exported (\S+?)(?: .*?)?`"
 ACCURACY, DIFFERENCE = ("accuracy", "low", "high"), ("difference", "d_low", "d_high")
 VARIANTS = {
@@ -92,15 +93,26 @@ def printed(row: pd.Series, names: tuple[str, str, str], sign: str = "") -> str:
     return f"{score} [{low}, {high}]"
 
 
-@pytest.mark.parametrize(("sweep", "exported"), sorted(set(re.findall(REPORT, PAGE.read_text()))))
-def test_tables_of_a_sweep_are_those_of_its_exported_runs(sweep: str, exported: str) -> None:
-    """The table above the command that makes it: every accuracy and every difference to the baseline."""
-    spec = parse(Sweep, ["--report", "--exported", exported], prog="", description="", recipe=ROOT / sweep)
+def mean_rows(sweep: str, exported: str, *options: str) -> pd.DataFrame:
+    """The report of a sweep from its exported runs: the mean of question types."""
+    spec = parse(Sweep, ["--report", "--exported", exported, *options], prog="", description="", recipe=ROOT / sweep)
     table = report(spec, finished(spec))
-    mean = table[table["type"] == MEAN]
-    above = PAGE.read_text().split(f"(`python -m trainer.sweep {sweep} ")[0].rpartition("\n|---")[2]
-    lines = [line for line in above.splitlines()[1:] if line.startswith("|")]
+    return table[table["type"] == MEAN]
+
+
+@pytest.mark.parametrize(
+    ("page", "sweep", "exported"),
+    sorted({(page, *found) for page in PAGES for found in re.findall(REPORT, page.read_text())}),
+)
+def test_tables_of_a_sweep_are_those_of_its_exported_runs(page: Path, sweep: str, exported: str) -> None:
+    """The table above the command that makes it: every accuracy and every difference."""
+    mean = mean_rows(sweep, exported)
+    above, _, table = page.read_text().split(f"(`python -m trainer.sweep {sweep} ")[0].rpartition("\n|---")
+    lines = [line for line in table.splitlines()[1:] if line.startswith("|")]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    to_viral = (
+        mean_rows(sweep, exported, "--against", "viral") if "difference to VIRAL" in above.splitlines()[-1] else None
+    )
     for label, accuracy, difference, *more in rows:
         if label.isdigit():
             pair = mean[mean["limit_train"] == int(label)].set_index("variant")
@@ -112,6 +124,9 @@ def test_tables_of_a_sweep_are_those_of_its_exported_runs(sweep: str, exported: 
             row = (of[of["limit_train"] == 300] if "limit_train" in of else of).squeeze()
             assert accuracy == printed(row, ACCURACY), label
             assert difference == ("" if label == "baseline" else printed(row, DIFFERENCE, "+")), label
+            if to_viral is not None:
+                against = to_viral[to_viral["variant"] == VARIANTS[label]].squeeze()
+                assert more == ["" if label == "VIRAL" else printed(against, DIFFERENCE, "+")], label
     assert len(rows) >= 3
 
 
