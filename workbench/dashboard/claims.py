@@ -6,9 +6,11 @@ from functools import partial
 
 import streamlit as st
 
-from workbench.claims.shown import EXPLAINED, TITLE, count_verdicts, display_table, newest
+from workbench.claims.shown import EXPLAINED, TITLE, count_verdicts, display_table
 from workbench.claims.verdicts import VERDICTS
 from workbench.dashboard.site import Site, choice, choices, plain
+from workbench.overview.stored import LEDGER
+from workbench.runs import load
 
 EMPTY = (
     "No ledger is stored yet. Try `python -m analyses.claims --runs docs/results/data_efficiency`, which judges the"
@@ -19,10 +21,11 @@ EMPTY = (
 def page(site: Site) -> None:
     """Draw the table of claims, and one claim in full."""
     st.caption(TITLE)
-    run = newest(site.root)
-    if run is None:
+    ledgers = [run.folder for run in site.stored.runs if run.analysis == LEDGER]  # the newest first
+    if not ledgers:
         st.info(EMPTY)
         return
+    run = load(ledgers[0])
     table, numbers = run.tables["claims"], run.tables["numbers"]
     st.write(f"{count_verdicts(table)}. {EXPLAINED}")
     present = [name for name in VERDICTS if name in set(table["verdict"])]

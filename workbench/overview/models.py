@@ -26,6 +26,7 @@ from workbench.training_folder import (
     RECIPE_FILE,
     RECORD_FILE,
     evaluated_on,
+    read_table,
     training_recipe,
     training_record,
 )
@@ -261,13 +262,15 @@ def _without(text: str, folder: Path) -> str:
 
 
 def _check_parquet(file: Path) -> None:
-    """Check that a parquet file is whole, from its end alone.
+    """Check that all of a parquet file can be read.
 
     Raises:
-        RunError: it is not.
+        RunError: it cannot.
     """
-    if parquet_columns(file) is None:
-        raise RunError(f"{file.name} is damaged: expected a parquet file")
+    try:
+        read_table(file)
+    except RunError as error:
+        raise RunError(f"{file.name} is damaged: expected a parquet file") from error
 
 
 # --- variants -------------------------------------------------------------------------------------

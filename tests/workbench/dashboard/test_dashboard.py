@@ -25,7 +25,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from tests.conftest import ROOT
-from tests.workbench.overview.folders import cknna, knockout, lens, patching, train
+from tests.workbench.overview.folders import cknna, knockout, lens, patching, spoil_rows, train
 from trainer.setups.packed_data import first_questions
 from workbench import runs
 from workbench.claims.shown import display_table, newest
@@ -485,6 +485,26 @@ def test_a_damaged_file_is_a_row_that_names_it_and_other_models_stay(
         shutil.rmtree(two / other)
     table = open_page("models", two, monkeypatch, b="hurt").dataframe[0].value.set_index("key")
     assert table.loc["hurt", "state"].startswith(f"damaged: {file}")
+
+
+def test_runs_with_damaged_rows_are_named_and_leave_the_pages_to_all_others(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_rows(train(two, "hurt", right=share(0.7), aligned=True, layer=[2]) / "accuracy.parquet")
+    same = dict.fromkeys(range(3), [0.1] * 20)  # asked the same as the run of two_models, so that it would count
+    spoil_rows(cknna(two, "viral", same, key="spoilt", created="2026-03-01") / "scores.parquet")
+    store_claims(two)
+    spoil_rows(two / "claims-0123456789ab" / "numbers.parquet")
+    for name in ("home", "layers", "examples"):
+        assert not open_page(name, two, monkeypatch, b="baseline", m="viral").error
+    table = open_page("models", two, monkeypatch).dataframe[0].value.set_index("key")
+    assert table.loc["hurt", "state"] == "damaged: accuracy.parquet is damaged: expected a parquet file"
+    assert table.loc["viral", "difference"] == pytest.approx(0.4)
+    app = open_page("evidence", two, monkeypatch, part="runs")
+    assert set(app.dataframe[0].value["name"]) == {"hurt", "cknna-spoilt", "claims-0123456789ab"}
+    app = open_page("evidence", two, monkeypatch, part="claims")
+    assert "No ledger is stored yet" in text_of(app)
+    assert not app.error
 
 
 def test_accuracies_of_a_training_without_record_and_recipe_are_drawn(

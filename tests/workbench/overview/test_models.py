@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from safetensors.numpy import save
 
-from tests.workbench.overview.folders import cknna, patching, train
+from tests.workbench.overview.folders import cknna, patching, spoil_rows, train
 from workbench import figures
 from workbench.intervals import t_interval
 from workbench.overview.answers import answered
@@ -122,9 +123,12 @@ def spoil(file: Path) -> None:
     file.write_bytes(content[:8] + bytes(byte ^ 0x5A for byte in content[8:-8]) + content[-8:])
 
 
+@pytest.mark.parametrize("damage", [spoil, spoil_rows])
 @pytest.mark.parametrize("file", ["training.parquet", "evaluation.parquet", "accuracy.parquet"])
-def test_a_table_that_is_damaged_within_makes_a_damaged_model(tmp_path: Path, file: str) -> None:
-    spoil(train(tmp_path, "model", right=SOME) / file)
+def test_a_table_that_is_damaged_within_makes_a_damaged_model(
+    tmp_path: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    damage(train(tmp_path, "model", right=SOME) / file)
     model = read_models(tmp_path).by_key["model"]
     assert (model.state, model.why) == ("damaged", f"{file} is damaged: expected a parquet file")
 
@@ -143,19 +147,22 @@ def test_a_log_of_another_program_makes_a_damaged_model(tmp_path: Path, finished
 
 
 def test_a_run_with_a_spoilt_or_foreign_table_is_broken_and_takes_no_other_away(tmp_path: Path) -> None:
-    for name in ("viral", "spoilt", "foreign"):
+    for name in ("viral", "spoilt", "rows", "foreign"):
         train(tmp_path, name, right=SOME)
         folder = cknna(tmp_path, name, {0: [0.5, 0.6]}, key=f"{name:x<12}")
         if name == "spoilt":
             spoil(folder / "scores.parquet")
+        elif name == "rows":
+            spoil_rows(folder / "scores.parquet")
         elif name == "foreign":
             pd.read_parquet(folder / "scores.parquet").drop(columns="null_mean").to_parquet(folder / "scores.parquet")
     stored = read_stored(tmp_path)
     assert {each.name: each.why for each in stored.broken} == {
         "cknna-foreignxxxxx": "scores.parquet has no column null_mean: expected the scores of cknna",
+        "cknna-rowsxxxxxxxx": "scores.parquet is missing or damaged: expected a table of this run",
         "cknna-spoiltxxxxxx": "scores.parquet is missing or damaged: expected a table of this run",
     }
-    _, table = measured(stored, ["viral", "spoilt", "foreign"])["cknna"]
+    _, table = measured(stored, ["viral", "spoilt", "rows", "foreign"])["cknna"]
     assert table["model"].tolist() == ["viral"]
 
 
