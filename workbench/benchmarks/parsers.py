@@ -13,7 +13,7 @@ _MARKUP = re.compile(r"[*_`\"']")  # of Markdown, and quotation marks
 _WHOLE = re.compile(r"\(?\[?([A-Za-z])\]?\)?[.):]?")
 _FIRST = re.compile(r"([A-Za-z])[.):](?!\w)")
 _NAMED = re.compile(
-    r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|OPTION|[Cc]hoice|CHOICE)(?:\s+is|\s+IS)?\s*:?\s*[(\[]?([A-Z])(?![\w\u2019-]|\.\w)"
+    r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|OPTION|[Cc]hoice|CHOICE)(?:\s+is|\s+IS)?\s*:?\s*[(\[]?([A-Z])(?![\w\u2019]|-\w|\.[A-Za-z]\b)"
 )
 _BRACKETED = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]")
 # another letter that is named in the same breath, as in "A or B", "A) or B)", "A/B" and "A, B"
@@ -22,12 +22,12 @@ _OR_ANOTHER = (
     r"|\s*,\s*(?=[(\[]?[A-Z]\b\W*(?:$|and\b|or\b)))"
     r"[(\[]?([A-Z](?!\w)|[a-z](?=[)\]]))"
 )
-_ONE_BEFORE = r"(?<!\w)([A-Z])[.)\]:]*\s*(?:/|&|\bor\b|\band\b)\s*[(\[]?"  # as in "A or (b)"
+_ONE_BEFORE = re.compile(r"(?<!\w)([A-Z])[.)\]:]*\s*(?:/|&|\bor\b|\band\b)\s*[(\[]?\s*$")  # as in "A or (b)"
 # a letter that is ruled out, as in "not (A)", "isn't option B" and "C is wrong"; quotation marks are gone by then
-_LETTER = r"(?:[(\[][A-Za-z][)\]]|[A-Z](?!\w))"
+_LETTER = r"(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?!\w))"
 _DENIED = re.compile(
-    rf"\b(?i:(?:not|isnt|neither|nor)\s+(?:the\s+)?(?:(?:answer|option|choice)\s+)?){_LETTER}"
-    rf"|(?<!\w){_LETTER}\s+(?:is|was)(?:nt|\s+(?:not|wrong|incorrect|false))\b"
+    rf"\b(?i:(?:not|isn\u2019?t|neither|nor)\s+(?:the\s+)?(?:(?:answer|option|choice)\s+)?){_LETTER}"
+    rf"|(?<!\w){_LETTER}\s+(?:is|was)(?:n\u2019?t|\s+(?:not|wrong|incorrect|false))\b"
 )
 _NOT_IN_A_WORD, _NOR_BEFORE_ONE = r"(?<!\w)(?<!\w['\u2019.-])", r"(?!['\u2019.-]?\w)"  # around a letter
 _ARTICLE = re.compile(r"^an?\s+", re.IGNORECASE)
@@ -56,24 +56,41 @@ def parse_letter(answer: str, options: Sequence[str], *, texts: bool = True) -> 
         texts: whether to look for the texts of the options.
     """
     letters = ascii_uppercase[: len(options)]
-    marked = _MARKUP.sub("", answer)
-    plain = _DENIED.sub("", marked).strip()
+    plain, denied = _without_denied(_MARKUP.sub("", answer), options)
     if _may_be_article(plain, options):
         return None
-    matches = {match[1] for match in [_WHOLE.fullmatch(plain), _FIRST.match(plain)] if match}
-    matches |= set(_NAMED.findall(plain)) | set(_BRACKETED.findall(plain))
-    named = {letter.upper() for letter in matches} & set(letters)
-    for letter in tuple(named):
-        small = letter.lower()
-        others = re.findall(rf"\b[{letter}{small}]{_OR_ANOTHER}", plain)
-        others += re.findall(rf"{_ONE_BEFORE}(?:{letter}(?!\w)|{small}(?=[)\]]))", plain)
-        named |= {other.upper() for other in others} & set(letters)
+    matches = [match for match in (_WHOLE.fullmatch(plain), _FIRST.match(plain)) if match]
+    matches += [*_NAMED.finditer(plain), *_BRACKETED.finditer(plain)]
+    before = [other[1] for match in matches if (other := _ONE_BEFORE.search(plain[: match.start(1)]))]
+    named = {letter.upper() for letter in (*(match[1] for match in matches), *before)} & set(letters)
+    named |= {
+        other.upper() for letter in named for other in re.findall(rf"\b[{letter}{letter.lower()}]{_OR_ANOTHER}", plain)
+    } & set(letters)
     if named:
         return named.pop() if len(named) == 1 else None
     option = parse_option(answer, options) if texts else None
-    letter = "" if option is None else letters[list(options).index(option)]
-    denied = {part.upper() for match in _DENIED.finditer(marked) for part in re.findall(r"\b[A-Za-z]\b", match[0])}
-    return letter if letter and letter not in denied else None
+    letter = None if option is None else letters[list(options).index(option)]
+    return None if letter in denied else letter
+
+
+def _without_denied(answer: str, options: Sequence[str]) -> tuple[str, set[str]]:
+    """Return an answer without the letters that it rules out, and these letters.
+
+    A letter before the text of its own option is not ruled out: "(B) is not visible", where B is that text.
+    """
+    denied = set[str]()
+
+    def without(match: re.Match[str]) -> str:
+        group = match.lastindex or 0
+        letter = match[group].upper()
+        number, rest = ascii_uppercase.index(letter), re.sub(r"^\W+", "", answer[match.end(group) :]).lower()
+        is_before = group > 2  # what rules it out
+        if is_before and number < len(options) and rest.startswith(options[number].strip().lower() or "\0"):
+            return match[0]
+        denied.add(letter)
+        return ""
+
+    return _DENIED.sub(without, answer).strip(), denied
 
 
 def _may_be_article(answer: str, options: Sequence[str]) -> bool:

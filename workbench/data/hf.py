@@ -1,8 +1,9 @@
 """Data sets of Hugging Face `datasets`: a local file or folder of parquet, JSON lines or CSV, or a hub id.
 
 `hf:PATH?split=train&images=DIR`. A file belongs to a split if its name, or that of its folder, contains the split's
-name. Without `split`, the split is train, or all files if no name contains a split. The columns are `image` or `images`
-(images, or paths below DIR), and either `conversations` or `messages` (LLaVA's `from` and `value`, or `role` and
+name; if there is none, one that contains it with a number (`train2014`), or as training or testing. Without `split`,
+the split is train, or all files if no name contains a split. The columns are `image` or `images` (images, or paths
+below DIR), and either `conversations` or `messages` (LLaVA's `from` and `value`, or `role` and
 `content`), or `question` and `answer`, with optional `options` (or `choices`), `category` and `id` (or `question_id`).
 The id of a question is that of its row if no two rows share one, else the number of the row, as for conversations.
 

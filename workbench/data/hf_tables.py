@@ -192,9 +192,10 @@ def _of_split(place: Path, files: list[Path], split: str, usual: str) -> list[Pa
     if not split and len(files) == 1:
         return files
     words = {file: _words(str(file.relative_to(place) if place.is_dir() else file.name)) for file in files}
-    if named := [file for file in files if (split or usual) in words[file]]:
-        return named
-    known = [name for name in SPLITS if any(name in file_words for file_words in words.values())]
+    for plain in (False, True):
+        if named := [file for file in files if (split or usual) in words[file][plain]]:
+            return named
+    known = [name for name in SPLITS if any(name in plain for _, plain in words.values())]
     if split or known:
         raise DataError(
             f"{place} has no file whose name says split {split or usual}: expected"
@@ -203,8 +204,8 @@ def _of_split(place: Path, files: list[Path], split: str, usual: str) -> list[Pa
     return files
 
 
-def _words(name: str) -> set[str]:
-    """Return the words of a name, also without a number at their end: of train2014, train2014 and train."""
+def _words(name: str) -> tuple[set[str], set[str]]:
+    """Return the words of a name as they are, such as train2014 and training, and as splits are called: train."""
     words = re.findall(r"[a-z0-9]+", name.lower())
     plain = (word.rstrip("0123456789") for word in words)
-    return {*words, *(OTHER_WORDS.get(word, word) for word in plain)}
+    return set(words), {OTHER_WORDS.get(word, word) for word in plain}

@@ -72,7 +72,8 @@ def below(root: Path, written: str, where: str) -> str:
         # as it is written, since the file may be a link; else the root or a folder above it may be one
         name = os.path.relpath(name, os.path.abspath(root))
         if name.split("/")[0] == "..":
-            name = os.path.relpath(os.path.realpath(written), os.path.realpath(root))
+            folder, file = os.path.split(written)
+            name = os.path.relpath(os.path.join(os.path.realpath(folder), file), os.path.realpath(root))
     if name.split("/")[0] == ".." or not written.strip() or "\0" in written:
         raise DataError(f"{where} has image '{shown(written)}': expected a path below the image root")
     return name

@@ -4,8 +4,8 @@ mme:PATH
 
 PATH is the authors' folder, with a folder for each category (image files and texts of lines `question TAB answer` with
 the same name, in the folder itself or in `images` and `questions_answers_YN`; names that begin with a dot are not
-read), or a table with the columns question_id, image, question, answer and category (`lmms-lab/MME`). The data are
-distributed by their authors on request.
+read, and such a folder with another name is refused), or a table with the columns question_id, image, question, answer
+and category (`lmms-lab/MME`). The data are distributed by their authors on request.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def _table(path: str, images: Path) -> Iterator[Row]:
 
 def _folders(root: Path) -> Iterator[Row]:
     for folder in sorted(root.glob("[!.]*/")):
-        if folder.name not in CATEGORIES and any((*folder.glob("*.txt"), *folder.glob("questions_answers_YN/*.txt"))):
+        texts = {file.stem for file in (*folder.glob("*.txt"), *folder.glob("questions_answers_YN/*.txt"))}
+        images = {file.stem for file in (*folder.glob("*"), *folder.glob("images/*")) if file.suffix.lower() in FORMATS}
+        if folder.name not in CATEGORIES and texts & images:
             raise UnknownNameError(f"folder in {shown(root)}", folder.name, CATEGORIES)
     for category in CATEGORIES:
         folder = root / category

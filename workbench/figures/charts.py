@@ -48,7 +48,9 @@ def accuracy_by_type(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     """
     figure = new_figure(yaxis_title="accuracy", height=380, hovermode="closest")
     categories = list(dict.fromkeys(category for table in tables.values() for category in table["category"]))
-    levels: dict[tuple[str, float], list[tuple[float, str]]] = {}  # of each category and chance level: place, color
+    by_type = pd.concat(tables.values()).groupby("category")["chance"]
+    levels = {category: set(chance.dropna().round(6)) for category, chance in by_type}
+    ticks = [(place, *levels[name], GRAY) for place, name in enumerate(categories) if len(levels[name]) == 1]
     for number, (name, table) in enumerate(tables.items()):
         offset = (number - (len(tables) - 1) / 2) * 0.14
         error = {
@@ -69,16 +71,12 @@ def accuracy_by_type(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
             marker={"color": color_of(name, number), "size": 8},
             customdata=_hover(table),
         )
-        for category, level in zip(table["category"], table["chance"].round(6), strict=True):
-            at = (categories.index(category) + offset, color_of(name, number))
-            levels.setdefault((category, level), []).append(at)
+        ticks += [
+            (categories.index(category) + offset, level, color_of(name, number))
+            for category, level in zip(table["category"], table["chance"], strict=True)
+            if len(levels[category]) > 1 and np.isfinite(level)
+        ]
     x = list(range(len(categories)))
-    several = {category for category in categories if sum(category == other for other, _ in levels) > 1}
-    ticks = [
-        (place, level, color)
-        for (category, level), models in levels.items()
-        for place, color in (models if category in several else [(categories.index(category), GRAY)])
-    ]
     colors = [color for *_, color in ticks]
     marker = {"symbol": "line-ew", "size": 12, "line": {"width": 2, "color": colors}}  # nine fit on a phone
     figure.add_scatter(

@@ -98,6 +98,27 @@ def test_a_letter_beside_one_that_is_ruled_out_is_read() -> None:
     assert parse_letter("The answer is A because a dog has no whiskers", animals) == "A"
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Considering options A and B, the correct answer is B.",
+        "Of points A and B, B is closer. The answer is (B).",
+        "The answer is B. A and B are both on the left.",
+        "The answer is B.It is a dog",
+        "Answer: B-",
+        "Answer: B- the dog",
+    ],
+)
+def test_other_letters_elsewhere_in_the_answer_do_not_count(answer: str) -> None:
+    assert parse_letter(answer, ("the cat", "the dog", "the cow")) == "B"
+
+
+def test_an_option_may_begin_like_a_denial() -> None:
+    for answer in ("(B) is not visible", "B is not visible.", "The answer is (B) is not visible"):
+        assert parse_letter(answer, ("is visible", "is not visible")) == "B"
+    assert parse_letter("Option A isn\u2019t correct", ("a cat", "a dog")) is None
+
+
 def test_a_letter_within_an_option_is_none() -> None:
     assert parse_letter("The answer is A.M.", ("P.M.", "A.M.")) == "B"
     assert parse_letter("The answer is A-frame", ("ranch", "A-frame")) == "B"

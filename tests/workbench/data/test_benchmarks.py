@@ -234,6 +234,9 @@ def test_what_is_wrong_with_mme_is_one_sentence(tmp_path: Path) -> None:
 def test_a_folder_of_mme_with_another_name_is_refused(name: str, tmp_path: Path) -> None:
     """Its questions would be missing in the total."""
     folder = mme_folder(tmp_path / "mme")
+    (folder / "eval_tool").mkdir()
+    (folder / "eval_tool" / "existence.txt").write_text("what a model answered")
+    assert len(loaded(f"mme:{folder}")) == 4
     (folder / "count").rename(folder / name)
     with pytest.raises(UnknownNameError, match=rf"folder in .* '{name}'.*did you mean 'count'"):
         loaded(f"mme:{folder}")

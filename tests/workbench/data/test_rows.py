@@ -357,6 +357,15 @@ def test_files_belong_to_the_splits_that_their_names_say(tmp_path: Path) -> None
             assert [s.answer for s in load_data(f"hf:{folder}?images={tmp_path}{option}")] == [expected]
 
 
+def test_a_part_of_a_split_is_read_only_where_the_split_is_not_there(tmp_path: Path) -> None:
+    noise_image(1).save(tmp_path / "1.png")
+    for name in ("train", "train500", "training_more", "val50"):
+        (tmp_path / f"{name}.csv").write_text(f"image,question,answer\n1.png,what ?,{name}\n")
+    for split, expected in (("", "train"), ("train", "train"), ("train500", "train500"), ("val", "val50")):
+        option = f"?split={split}" if split else ""
+        assert [s.answer for s in load_data(f"hf:{tmp_path}{option}")] == [expected]
+
+
 def test_a_table_without_rows_says_so(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     pd.DataFrame({"image": pd.Series(dtype=str), "question": "", "answer": ""}).to_parquet(tmp_path / "q.parquet")
