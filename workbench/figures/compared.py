@@ -274,8 +274,9 @@ def layer_curves_named(curves: pd.DataFrame, *, y: str, marked: int | None = Non
         curves: as `named_curves`, with `at` the layer.
     """
     lines = curves["group"].nunique() if "group" in curves else curves["name"].nunique()
-    if lines > LINES:
-        return layer_heat(_means(curves) if "group" in curves else curves, title=y, marked=marked)
+    drawn = _means(curves) if "group" in curves else curves
+    if lines > LINES and len(drawn):
+        return layer_heat(drawn, title=y, marked=marked)
     figure = named_curves(curves, x="layer", y=y, marked=marked, zero=zero)
     layer_axis(figure, curves["at"])
     return figure

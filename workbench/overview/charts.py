@@ -83,10 +83,15 @@ def lines_words(curves: pd.DataFrame, *, zero: bool) -> tuple[str, str]:
         curves: what is drawn.
         zero: whether 0 means that there is no effect.
     """
-    grouped = "group" in curves
+    apart = ""
+    if grouped := "group" in curves:
+        by_group = curves.dropna(subset="score").groupby("group", sort=False)
+        most = by_group["at"].agg(lambda at: at.value_counts().max())
+        names = most.index[most < by_group["name"].nunique()]
+        apart = f"; no mean of {', '.join(names)}: no layer is measured for all seeds" if len(names) else ""
     if (curves["group"] if grouped else curves["name"]).nunique() > figures.LINES:  # a heat map
-        return "95 % intervals", ""
-    intervals = "thick: mean over seeds, thin: each seed" if grouped else "95 % intervals"
+        return f"95 % intervals{apart}", ""
+    intervals = f"thick: mean over seeds, thin: each seed{apart}" if grouped else "95 % intervals"
     return intervals, figures.level_words(curves) or ("no effect" if zero else "")
 
 

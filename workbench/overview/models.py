@@ -110,13 +110,15 @@ def files_below(root: Path, *patterns: str) -> list[Path]:
     return sorted(files)
 
 
-def _started_from(model: Model) -> set[Path]:
-    """Return the folder that a training started from: as its recipe names it, and if both were moved together."""
-    start = model.recipe.get("start")
-    if model.folder is None or not start:
-        return set()
+def _started_from(model: Model, other: Model) -> bool:
+    """Return whether a training started from another one: from its folder, or from one of its name that is gone."""
+    if model.folder is None or other.folder is None or not model.recipe.get("start"):
+        return False
+    start, key = Path(model.recipe["start"]), Path(other.key)
     from_output = os.path.relpath(start, model.recipe.get("output_dir") or model.folder)
-    return {Path(start).resolve(), (model.folder / from_output).resolve()}
+    if other.folder.resolve() in (start.resolve(), (model.folder / from_output).resolve()):
+        return True
+    return not start.exists() and start.parts[-len(key.parts) :] == key.parts
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,8 @@ class Models:
     @cached_property
     def starts(self) -> set[str]:
         """The keys of models from which another one starts (stage 1)."""
-        folders = {folder for model in self.by_key.values() for folder in _started_from(model)}
-        return {key for key, model in self.by_key.items() if model.folder and model.folder.resolve() in folders}
+        started = [model for model in self.by_key.values() if model.recipe.get("start")]
+        return {key for key, other in self.by_key.items() if any(_started_from(model, other) for model in started)}
 
     def default(self) -> tuple[str, ...]:
         """Return the keys to show first: of the variants without an alignment loss and of those with it, one each.
@@ -284,8 +286,11 @@ def _variant_names(models: Sequence[Model]) -> dict[str, str]:
     names: dict[str, str] = {}
     taken: set[str] = set()
     for group in sorted(groups.values(), key=lambda g: g[0].key):
-        stems = {_without_seed(model.key, model.seed) for model in group}
-        name = min(stems, key=lambda s: (len(s), s)) if len(group) > 1 else group[0].key
+        # their recipes say that they are seeds of one variant, so that any number at the end may be the seed
+        stems = {re.sub(rf"(?i)[-_./]?(?:s|seed)?[-_=]?{model.seed}$", "", model.key) for model in group} - {""}
+        if len(stems) > 1:
+            stems = {_without_seed(model.key, model.seed) for model in group}
+        name = min(stems, key=lambda s: (len(s), s)) if len(group) > 1 and stems else group[0].key
         if name in taken:
             name = group[0].key
         taken.add(name)

@@ -157,6 +157,9 @@ def test_the_mean_of_a_group_is_drawn_where_all_its_curves_have_a_point() -> Non
     assert list(thick["y"].x) == [0, 1, 2]
     assert thick["y"].hovertemplate == "y: %{y:.3f}<extra></extra>"
     assert {note.x for note in figure.layout.annotations} == {2}  # names are right of all curves
+    many = curves(2 * (LINES + 1)).assign(group=lambda t: (t["name"].str[1:].astype(int) // 2).astype(str))
+    many = many[many["at"] == many["name"].str[1:].astype(int) % 2]  # no seed has a layer of another
+    assert {trace.type for trace in layer_curves_named(many, y="score").data} == {"scatter"}
     apart = table[(table["name"] != "m0") | (table["at"] > 0)].query("group == 'x'")
     assert not [trace for trace in named_curves(apart, x="step", y="accuracy").data if trace.line.width == 3]
 

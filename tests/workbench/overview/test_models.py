@@ -68,7 +68,9 @@ def test_a_number_at_the_end_of_a_name_is_not_its_seed(tmp_path: Path) -> None:
     train(tmp_path, "viral-layer10-s1", right=SOME, seed=1, aligned=True)
     for seed in (0, 1):
         train(tmp_path, f"plain/seed{seed}", right=SOME, seed=seed)
-    assert list(read_models(tmp_path).variants) == ["plain", "viral-layer10"]
+    for seed in (10, 11):
+        train(tmp_path, f"weak-{seed}", right=SOME, seed=seed, aligned=True, weight=0.1)
+    assert list(read_models(tmp_path).variants) == ["plain", "viral-layer10", "weak"]
 
 
 def test_trainings_from_different_checkpoints_are_no_seeds_of_one_variant(tmp_path: Path) -> None:
@@ -85,15 +87,18 @@ def test_trainings_from_different_checkpoints_are_no_seeds_of_one_variant(tmp_pa
     [
         ("{root}/a_stage1", "{root}/baseline", ("baseline", "viral")),
         ("runs/a_stage1", "runs/baseline", ("baseline", "viral")),  # the folder of all was moved
-        ("/other/a_stage1", "{root}/baseline", ("a_stage1", "viral")),
+        ("/old/runs/a_stage1", "runs/baseline", ("baseline", "viral")),
+        ("{other}/a_stage1", "{root}/baseline", ("a_stage1", "viral")),
     ],
 )
 def test_a_stage_that_others_start_from_is_not_shown_first(
-    tmp_path: Path, start: str, output: str, shown: tuple[str, str]
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, start: str, output: str, shown: tuple[str, str]
 ) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "a_stage1").mkdir()
     train(tmp_path, "a_stage1", right=SOME, objective="none", weight=2.0)
     folder = train(tmp_path, "baseline", right=SOME)
-    started(folder, Path(start.format(root=tmp_path)), Path(output.format(root=tmp_path)))
+    started(folder, Path(start.format(root=tmp_path, other=other)), Path(output.format(root=tmp_path)))
     train(tmp_path, "viral", right=SOME, aligned=True)
     assert read_models(tmp_path).default() == shown
 
