@@ -222,23 +222,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def whole_parquet(file: Path) -> bool:
-    """Return whether a file begins and ends as a parquet file does."""
-    try:
-        with file.open("rb") as stream:
-            start = stream.read(4)
-            stream.seek(-4, os.SEEK_END)
-            return start == stream.read(4) == b"PAR1"
-    except OSError:
-        return False
-
-
 def parquet_columns(file: Path) -> set[str] | None:
-    """Return the columns of a parquet file, which are read from its end alone; None if it is missing or damaged."""
+    """Return the columns of a parquet file; None if it is missing or damaged, in its rows too, which are read."""
     import pyarrow.parquet
 
     try:
-        return set(pyarrow.parquet.read_schema(file).names)
+        return set(pyarrow.parquet.read_table(file).column_names)
     except (OSError, ValueError):  # of pyarrow too
         return None
 

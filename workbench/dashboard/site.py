@@ -19,7 +19,7 @@ from streamlit.navigation.page import StreamlitPage
 
 from workbench.dashboard.folders import runs_root
 from workbench.data.base import content_hash
-from workbench.files import leads_outside, whole_parquet
+from workbench.files import leads_outside, parquet_columns
 from workbench.overview.charts import colors_of
 from workbench.overview.differences import Pair, pairs_of
 from workbench.overview.models import Models, files_below, read_models, with_variants
@@ -92,7 +92,7 @@ def sweeps(root: Path) -> dict[str, str]:
     """Return {name of a sweep's table: why the file cannot be used}, first those that can be used ("")."""
     reasons = {}
     for file in files_below(root, "sweep-*.parquet"):
-        damaged = "" if whole_parquet(file) else "is damaged: expected the table of a sweep"
+        damaged = "is damaged: expected the table of a sweep" if parquet_columns(file) is None else ""
         name = file.relative_to(root).with_suffix("").as_posix()
         reasons[name] = NOT_FOLLOWED if leads_outside(file, root) else damaged
     return dict(sorted(reasons.items(), key=lambda item: item[1] != ""))

@@ -89,9 +89,9 @@ def _table(path: str, images: Path) -> Iterator[Row]:
 
 def _folders(root: Path) -> Iterator[Row]:
     for folder in sorted(root.glob("[!.]*/")):
-        texts = {file.stem for file in (*folder.glob("*.txt"), *folder.glob("questions_answers_YN/*.txt"))}
+        stems = {file.stem for file in (*folder.glob("*.txt"), *folder.glob("questions_answers_YN/*.txt"))}
         images = {file.stem for file in (*folder.glob("*"), *folder.glob("images/*")) if file.suffix.lower() in FORMATS}
-        if folder.name not in CATEGORIES and texts & images:
+        if folder.name not in CATEGORIES and stems & images:
             raise UnknownNameError(f"folder in {shown(root)}", folder.name, CATEGORIES)
     for category in CATEGORIES:
         folder = root / category

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import RunError, one_line
-from workbench.files import leads_outside, whole_safetensors
+from workbench.files import leads_outside, parquet_columns, whole_safetensors
 from workbench.records import read_run_record
 from workbench.runs import RUN_FILE
 from workbench.training_folder import RECORD_FILE, read_table, trained_at
@@ -173,9 +173,8 @@ def _record(root: Path, file: Path, changed: tuple[int, int]) -> Mapping[str, An
         if leads_outside(file.parent / name, root):
             return Broken(file.parent.name, f"{name} {NOT_FOLLOWED}")
     for name in record["tables"]:
-        try:
-            columns = read_table(file.parent / f"{name}.parquet").columns  # all of it: its rows may be damaged
-        except RunError:
+        columns = parquet_columns(file.parent / f"{name}.parquet")
+        if columns is None:
             return Broken(file.parent.name, f"{name}.parquet is missing or damaged: expected a table of this run")
         needed = SCORES_NEED.get(record["analysis"], ()) if name == "scores" else ()
         if missing := [column for column in needed if column not in columns]:
