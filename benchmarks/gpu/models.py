@@ -15,7 +15,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
-from workbench.data.base import Conversation, ConversationDataset, Sample
+from workbench.data.base import Conversation, Sample
+from workbench.data.conversations import ConversationDataset
 from workbench.mllm import FAMILIES, MLLM
 from workbench.vfm import VFM
 from workbench.vfm.base import IMAGENET, VFMEntry

@@ -24,7 +24,8 @@ from trainer.setups.conversation_data import GroupedSampler
 from trainer.setups.rows import Rows
 from workbench.convert.build import CHAT_TEMPLATE
 from workbench.data import Sample, load_data
-from workbench.data.base import IMAGE_MARK, Conversation, mixed
+from workbench.data.base import IMAGE_MARK, Conversation
+from workbench.data.conversations import mixed
 from workbench.errors import DataError, ModelError, UnknownNameError
 from workbench.mllm import MLLM
 from workbench.mllm.conversation import IGNORED, conversation_text, encode_conversations

@@ -20,6 +20,7 @@ from tests.tiny import BUILDERS, build
 from trainer.preflight import VisualLengths, _lengths, image_sizes, look_through
 from trainer.recipe import Recipe
 from trainer.run import train
+from trainer.setups import conversation_data
 from trainer.setups.conversation import ConversationSetup
 from trainer.setups.conversation_data import Collator, ConversationSet
 from trainer.setups.rows import Rows
@@ -169,6 +170,26 @@ def test_a_row_that_the_alignment_loss_cannot_use_is_named(
     assert len(collate([0])["labels"]) == 1
     with pytest.raises(DataError, match=rf"conversation 2:1 of llava_json.*{why}.*leave it out \(drop=ROW"):
         collate([0, 1])
+
+
+def test_a_row_that_is_found_broken_while_training_is_looked_for_on_the_same_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process that loads data, CUDA cannot be used."""
+    mllm = MLLM.load(str(build("llava", tmp_path / "m")), validate=False)
+    data = ConversationSet(load_data(f"llava_json:{data_of(tmp_path / 'w', [(60, 60), (60, 60)])}"))
+    file = sorted((tmp_path / "w").rglob("*.png"))[1]
+    file.write_bytes(file.read_bytes()[:60])
+    devices = []
+
+    def encode(*given: Any, device: str | None = None, **options: Any) -> Any:
+        devices.append(device)
+        return encode_conversations(*given, device=device, **options)
+
+    monkeypatch.setattr(conversation_data, "encode_conversations", encode)
+    with pytest.raises(DataError, match=r"conversation 2:1 of llava_json"):
+        Collator(mllm, data, None)([0, 1])
+    assert devices and set(devices) == {"cpu"}
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import pytest
 
 from trainer.setups.rows import Rows
 from workbench.data import load_data
-from workbench.data.base import Conversation, mixed
+from workbench.data.base import Conversation
+from workbench.data.conversations import mixed
 from workbench.errors import RunError
 
 

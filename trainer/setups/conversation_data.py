@@ -156,15 +156,18 @@ def encode_rows(
             header, or the data have changed since.
     """
     conversations = [data.conversations[number] for number in numbers]
-    turns = [c.turns for c in conversations]
+
+    def encoded(rows: Sequence[Conversation]) -> tuple[Batch, Tensor]:
+        images = [row.images for row in rows]  # reads the image files
+        return encode_conversations(mllm, images, [row.turns for row in rows], max_length=max_length, device=device)
+
     try:
-        images = [c.images for c in conversations]  # reads the image files
-        return encode_conversations(mllm, images, turns, max_length=max_length, device=device)
+        return encoded(conversations)
     except WorkbenchError as error:
         broken, why = conversations[0], error
         for conversation in conversations if len(conversations) > 1 else ():
             try:
-                encode_conversations(mllm, [conversation.images], [conversation.turns], max_length=max_length)
+                encoded([conversation])
             except WorkbenchError as alone:
                 broken, why = conversation, alone
                 break

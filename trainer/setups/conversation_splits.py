@@ -10,7 +10,7 @@ from trainer.setups.conversation_data import ConversationSet
 from trainer.setups.packed_data import first_questions, load_training
 from trainer.setups.rows import Rows
 from workbench.data import Dataset, load_data
-from workbench.data.base import mixed
+from workbench.data.conversations import mixed
 from workbench.errors import ConfigError
 
 

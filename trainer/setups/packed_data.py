@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from trainer.recipe import DataConfig
 from trainer.targets.features import Features
 from workbench.data import Dataset, Sample, load_data
-from workbench.data.base import IMAGE_MARK, Conversation, ConversationDataset, content_hash
+from workbench.data.base import IMAGE_MARK, Conversation, content_hash
+from workbench.data.conversations import ConversationDataset
 from workbench.errors import ConfigError, DataError
 from workbench.mllm.control import control_tokens, spelled_in
 from workbench.mllm.conversation import IGNORED

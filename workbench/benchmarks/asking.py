@@ -15,8 +15,9 @@ from workbench.analysis.declaration import DataOptions
 from workbench.benchmarks.prompts import ONE_WORD, Asked, prompt_of
 from workbench.benchmarks.scorers import scorers_of
 from workbench.data import Dataset
-from workbench.data.base import ConversationDataset, Sample
+from workbench.data.base import Sample
 from workbench.data.benchmark_rows import BenchmarkDataset
+from workbench.data.conversations import ConversationDataset
 from workbench.errors import DataError, UnknownNameError
 from workbench.mllm.texts import ModelTexts
 from workbench.scoring.options import options_alike

@@ -9,7 +9,6 @@ import streamlit as st
 from workbench.claims.shown import EXPLAINED, TITLE, count_verdicts, display_table
 from workbench.claims.verdicts import VERDICTS
 from workbench.dashboard.site import Site, choice, choices, plain
-from workbench.overview.stored import LEDGER
 from workbench.runs import load
 
 EMPTY = (
@@ -21,11 +20,10 @@ EMPTY = (
 def page(site: Site) -> None:
     """Draw the table of claims, and one claim in full."""
     st.caption(TITLE)
-    ledgers = [run.folder for run in site.stored.runs if run.analysis == LEDGER]  # the newest first
-    if not ledgers:
+    if site.stored.ledger is None:
         st.info(EMPTY)
         return
-    run = load(ledgers[0])
+    run = load(site.stored.ledger)
     table, numbers = run.tables["claims"], run.tables["numbers"]
     st.write(f"{count_verdicts(table)}. {EXPLAINED}")
     present = [name for name in VERDICTS if name in set(table["verdict"])]

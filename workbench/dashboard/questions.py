@@ -180,10 +180,13 @@ def _images(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int)
     title = f"{measure.title.format(series=series)}, {in_words(layer)}"
     at = curves_of(table[(table["layer"] == layer) & (table["series"] == series)])
     dotted = figures.level_words(at)
-    level, dotted = (at["chance"].max(), dotted) if dotted else (measure.neutral, "no effect")
+    if dotted:
+        levels = [float(level.iloc[0]) for level in figures.chance_levels(at)]
+    else:
+        levels, dotted = [measure.neutral] if measure.neutral is not None else [], "no effect"
     key = ("images", measure.key, stamps, series, layer, site.looks)
     chart(
-        once(key, lambda: figures.image_dots(values, x=title, chance=level)),
+        once(key, lambda: figures.image_dots(values, x=title, chance=levels)),
         f"images-{measure.key}",
         Caption(
             f"{title}, single images",
@@ -192,7 +195,7 @@ def _images(site: Site, measure: Measure, runs: Sequence[StoredRun], layer: int)
             "",
         ),
         below="A dot is an image, a line the mean"
-        + ("." if level is None else f"; dotted: {dotted}.")
+        + (f"; dotted: {dotted}." if levels else ".")
         + (WEIGHED if measure.share and not values["value"].between(0, 1).all() else ""),
     )
 

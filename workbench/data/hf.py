@@ -20,8 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from workbench.data.base import DATASETS, Conversation, ConversationDataset, Sample
+from workbench.data.base import DATASETS, Conversation, Sample
 from workbench.data.choices import LETTER_COLUMNS, OPTION_KEYS, READINGS, Options, answer_of, options_of
+from workbench.data.conversations import ConversationDataset
 from workbench.data.hf_tables import TextTable, read_table
 from workbench.data.image_files import below, embedded_image, image_files, missing, stored_images
 from workbench.data.images import StoredImage, embedded, shown

@@ -29,7 +29,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from workbench.data.base import DATASETS, Conversation, ConversationDataset, rows_hash
+from workbench.data.base import DATASETS, Conversation, rows_hash
+from workbench.data.conversations import ConversationDataset
 from workbench.data.image_files import (
     ImageFile,
     below,

@@ -104,7 +104,7 @@ def named_curves(
         names = list(dict.fromkeys(drawn["name"]))
     if zero:
         figure.add_hline(y=0, line=ZERO)
-    for level in _levels(curves):
+    for level in chance_levels(curves):
         words = level_words(curves)
         figure.add_scatter(
             x=level.index,
@@ -125,7 +125,7 @@ def named_curves(
     return figure
 
 
-def _levels(curves: pd.DataFrame) -> list[pd.Series]:
+def chance_levels(curves: pd.DataFrame) -> list[pd.Series]:
     """Return the levels of chance to draw, by x: each that is the same in all of its curves, or else the highest."""
     if "chance" not in curves or curves["chance"].isna().all():
         return []
@@ -143,13 +143,13 @@ def level_words(curves: pd.DataFrame) -> str:
     return "" if known.empty else str(known["level"].iloc[0]) if "level" in known else CHANCE
 
 
-def image_dots(values: pd.DataFrame, *, x: str, chance: float | None = None) -> go.Figure:
+def image_dots(values: pd.DataFrame, *, x: str, chance: Sequence[float] = ()) -> go.Figure:
     """Draw the value of each image as a dot, a row for each model, with a line at the mean of the row.
 
     Args:
         values: columns name, image_id, value.
         x: what the values are.
-        chance: the level of a dotted line, if there is one.
+        chance: the levels of dotted lines.
     """
     names = list(dict.fromkeys(values["name"]))
     figure = new_figure(height=110 + 46 * len(names), hovermode="closest", showlegend=False)
@@ -174,8 +174,8 @@ def image_dots(values: pd.DataFrame, *, x: str, chance: float | None = None) -> 
             marker={"symbol": "line-ns", "size": 15, "line": {"width": 3, "color": color}},
             hovertemplate=f"{label}, mean: %{{x:.3f}}<extra></extra>",
         )
-    if chance is not None:
-        figure.add_vline(x=chance, line=ZERO)
+    for level in chance:
+        figure.add_vline(x=level, line=ZERO)
     ticks = [plain_name(name if len(name) <= NAME else f"{name[: NAME - 8]}…{name[-7:]}") for name in names]
     figure.update_yaxes(
         tickvals=list(range(len(names))),
@@ -228,7 +228,7 @@ def _end_names(figure: go.Figure, curves: pd.DataFrame, names: Sequence[object],
     places = {name: float(row["score"]) for name, row in ends.items()}
     drawn = [column for column in ("score", "low", "high") if column in chance]
     lowest, highest = float(chance[drawn].min().min()), float(chance[drawn].max().max())
-    levels = [float(level.iloc[-1]) for level in _levels(chance)]
+    levels = [float(level.iloc[-1]) for level in chance_levels(chance)]
     for level in levels:
         places["chance" if len(levels) == 1 else f"chance {level:.3f}"] = level
         lowest, highest = min(lowest, level), max(highest, level)

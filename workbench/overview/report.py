@@ -13,8 +13,6 @@ from pathlib import Path
 import pandas as pd
 
 from workbench import figures, runs
-from workbench.claims.shown import newest
-from workbench.errors import RunError
 from workbench.html_page import document, facts_table, html_figure, html_table, ledger_section
 from workbench.overview.charts import (
     about_scores,
@@ -61,7 +59,8 @@ def selection_report(
             _summary(story),
             _accuracy(story, models, keys),
             _layers(story, stored, keys, models, used),
-            _claims(root),
+            "" if stored.ledger is None else ledger_section(runs.load(stored.ledger)),
+            _broken(stored),
             _made(used),
         ]
     here = runs.environment([])
@@ -148,12 +147,9 @@ def _layers(story: Story, stored: Stored, keys: Sequence[str], models: Models, u
     return "\n".join(parts) + "</section>"
 
 
-def _claims(root: Path) -> str:
-    try:
-        ledger = newest(root)
-    except RunError as error:
-        return f'<p class="warn">{escape(str(error))}</p>'
-    return "" if ledger is None else ledger_section(ledger)
+def _broken(stored: Stored) -> str:
+    """Return which stored runs cannot be used, and why."""
+    return "".join(f'<p class="warn">{escape(f"{each.name}: {each.why}")}</p>' for each in stored.broken)
 
 
 def _made(used: Mapping[str, Sequence[str]]) -> str:

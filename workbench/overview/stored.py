@@ -118,6 +118,11 @@ class Stored:
     runs: tuple[StoredRun, ...] = ()
     broken: tuple[Broken, ...] = ()
 
+    @property
+    def ledger(self) -> Path | None:
+        """The folder of the newest claims ledger; None if there is none."""
+        return next((run.folder for run in self.runs if run.analysis == LEDGER), None)
+
     def of(self, analysis: str, models: Sequence[str]) -> list[list[StoredRun]]:
         """Return the runs of an analysis of `models` that ask the same, one list for each question.
 

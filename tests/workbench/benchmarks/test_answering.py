@@ -21,8 +21,9 @@ from workbench.benchmarks.asking import Asking, PromptOptions, ask
 from workbench.benchmarks.prompts import ONE_WORD
 from workbench.benchmarks.tables import judged
 from workbench.data import Dataset, Sample
-from workbench.data.base import Conversation, ConversationDataset
+from workbench.data.base import Conversation
 from workbench.data.benchmark_rows import BenchmarkDataset
+from workbench.data.conversations import ConversationDataset
 from workbench.errors import ConfigError, DataError, UnknownNameError
 from workbench.mllm import MLLM
 from workbench.scoring.quiz import Quiz

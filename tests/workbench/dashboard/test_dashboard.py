@@ -28,7 +28,7 @@ from tests.conftest import ROOT
 from tests.workbench.overview.folders import cknna, knockout, lens, patching, spoil_rows, train
 from trainer.setups.packed_data import first_questions
 from workbench import runs
-from workbench.claims.shown import display_table, newest
+from workbench.claims.shown import display_table
 from workbench.dashboard import folders, lasso, shell, thumbnails
 from workbench.dashboard.drawn import drawn as figures_of
 from workbench.dashboard.drawn import options as drawn_by_analysis
@@ -784,7 +784,7 @@ def test_a_linked_sweep_and_ledger_are_named_and_not_read(tmp_path: Path) -> Non
     (root / "claims-1").symlink_to(outside / "claims-1")
     (tmp_path / "claims.parquet").rename(outside / "sweep-a.parquet")
     (root / "sweep-a.parquet").symlink_to(outside / "sweep-a.parquet")
-    assert newest(root) is None
+    assert read_stored(root).ledger is None
     assert sweeps(root) == {"sweep-a": "is a link, which is not followed: expected the folder or file itself"}
     named = unusable(Site(root, read_stored(root), read_models(root), {}))
     assert {row["name"]: row["why"].partition(",")[0] for row in named} == {

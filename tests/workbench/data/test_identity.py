@@ -21,7 +21,7 @@ from tests.worlds import load_or_skip
 from trainer.evaluation import summary
 from workbench.data import images as door
 from workbench.data import load_data
-from workbench.data.base import mixed
+from workbench.data.conversations import mixed
 from workbench.data.selection import rows_of_images, subset
 from workbench.errors import UnknownNameError
 

@@ -12,8 +12,9 @@ import pytest
 
 from tests.students import noise_image
 from workbench.data import load_data
-from workbench.data.base import IMAGE_MARK, ConversationDataset
+from workbench.data.base import IMAGE_MARK
 from workbench.data.choices import Options, answer_of, options_of
+from workbench.data.conversations import ConversationDataset
 from workbench.data.turns import Notes, place_images, turns_of
 from workbench.errors import ConfigError, DataError, UnknownNameError
 

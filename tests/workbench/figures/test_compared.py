@@ -16,6 +16,7 @@ from workbench.figures import (
     LINES,
     Q95,
     accuracy_by_type,
+    chance_levels,
     clickable,
     colored,
     difference_dots,
@@ -131,6 +132,7 @@ def test_models_that_were_asked_other_questions_have_their_own_chance() -> None:
     figure = named_curves(table, x="step", y="accuracy")
     assert [set(trace.y) for trace in figure.data if trace.name == CHANCE] == [{0.25}, {0.5}]
     assert {"chance 0.250", "chance 0.500"} <= {note.hovertext for note in figure.layout.annotations}
+    assert [set(level) for level in chance_levels(table)] == [{0.25}, {0.5}]
     nulls = named_curves(table.assign(level=Q95), x="step", y="CKNNA")
     assert [list(trace.y) for trace in nulls.data if trace.name == Q95] == [[0.5] * 3]
     models = {
@@ -196,7 +198,7 @@ def test_beyond_six_curves_those_in_front_have_colors_and_names() -> None:
 def test_each_image_is_a_dot_in_the_row_of_its_model() -> None:
     values = pd.DataFrame({"name": ["a"] * 50 + ["b"] * 50, "image_id": [f"i{n % 50}" for n in range(100)]})
     values["value"] = [0.01 * n for n in range(100)]
-    drawn = image_dots(values, x="score", chance=0.2)
+    drawn = image_dots(values, x="score", chance=[0.2])
     dots = [trace for trace in drawn.data if len(trace.x) > 1]
     assert [sorted(trace.x) for trace in dots] == [values["value"][:50].tolist(), values["value"][50:].tolist()]
     for row, trace in enumerate(dots):

@@ -79,7 +79,11 @@ def test_it_says_what_is_drawn_and_what_is_left_out_as_the_page_does(tmp_path: P
     page = selection_report(tmp_path, stored, models, pair, keys, {})
     assert "Left out: 7 images were left out" in page and "95 % intervals; dotted: " not in page  # a map has no line
     assert "Each model by question type" in page
+    damaged = next(run.folder for run in stored.runs if run.model == keys[-1])
+    (damaged / "scores.parquet").unlink()
+    stored = read_stored(tmp_path)
     page = selection_report(tmp_path, stored, models, pair, keys[:2], {})
+    assert f"{damaged.name}: scores.parquet is missing or damaged" in page
     assert "95 % intervals; dotted: chance (95th percentile). Left out: 7 images were left out" in page
 
 
