@@ -97,7 +97,11 @@ def finished(sweep: Sweep) -> list[tuple[Job, Result]]:
             (job, _read(sweep, job, file)) for job in sweep.runs() if (file := sweep.exported / f"{job}.json").exists()
         ]
     if not runs:
-        raise RunError(f"no finished run in {sweep.exported or sweep.output_dir}: train the sweep first")
+        expected = "train the sweep first"
+        if sweep.exported is not None:
+            gone = "" if sweep.exported.is_dir() else "there is no such folder; "
+            expected = f"{gone}expected files such as {next(iter(sweep.runs()))}.json, which --export writes"
+        raise RunError(f"no finished run in {sweep.exported or sweep.output_dir}: {expected}")
     return runs
 
 

@@ -368,8 +368,12 @@ def test_an_export_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path)
     (kept / f"{job}.json").write_text("{}")
     with pytest.raises(RunError, match=r"s3.json is damaged"):
         finished(again)
-    with pytest.raises(RunError, match=r"no finished run in .*nowhere"):
-        finished(replace(again, exported=tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    for name, why in (("nowhere", "there is no such folder; "), ("empty", "")):
+        with pytest.raises(
+            RunError, match=rf"no finished run in .*{name}: {why}expected files such as \S+s3\.json, which"
+        ):
+            finished(replace(again, exported=tmp_path / name))
 
 
 @pytest.mark.slow
