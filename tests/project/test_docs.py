@@ -61,9 +61,7 @@ def folder(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("readme")
     for name in ("trainer", "app.py", "analyses", "workbench", "viral_workbench.py", "benchmarks"):
         (root / name).symlink_to(ROOT / name)
-    (root / "runs").mkdir()
-    for path in runs_folder.iterdir():
-        (root / "runs" / path.name).symlink_to(path)
+    shutil.copytree(runs_folder, root / "runs")
     (root / "photos").mkdir()
     Image.fromarray(photographs.astronaut()).save(root / "photos" / "astronaut.jpg")
     return root

@@ -84,8 +84,9 @@ def _without_denied(answer: str, options: Sequence[str]) -> tuple[str, set[str]]
         group = match.lastindex or 0
         letter = match[group].upper()
         number, rest = ascii_uppercase.index(letter), re.sub(r"^\W+", "", answer[match.end(group) :]).lower()
+        text = options[number].strip().lower() if number < len(options) else ""
         is_before = group > 2  # what rules it out
-        if is_before and number < len(options) and rest.startswith(options[number].strip().lower() or "\0"):
+        if is_before and text and re.match(rf"{re.escape(text)}(?!\w)", rest):
             return match[0]
         denied.add(letter)
         return ""

@@ -22,9 +22,8 @@ from workbench.data.base import content_hash
 from workbench.files import leads_outside, parquet_columns
 from workbench.overview.charts import colors_of
 from workbench.overview.differences import Pair, pairs_of
-from workbench.overview.models import Models, files_below, read_models, with_variants
+from workbench.overview.models import Models, files_below, read_models, unusable_of, with_variants
 from workbench.overview.stored import NOT_FOLLOWED, Stored, read_stored
-from workbench.training_folder import LOG_FILE, RECORD_FILE
 
 T = TypeVar("T")
 
@@ -92,25 +91,20 @@ def sweeps(root: Path) -> dict[str, str]:
     """Return {name of a sweep's table: why the file cannot be used}, first those that can be used ("")."""
     reasons = {}
     for file in files_below(root, "sweep-*.parquet"):
-        damaged = "is damaged: expected the table of a sweep" if parquet_columns(file) is None else ""
-        name = file.relative_to(root).with_suffix("").as_posix()
-        reasons[name] = NOT_FOLLOWED if leads_outside(file, root) else damaged
+        name, why = file.relative_to(root).with_suffix("").as_posix(), ""
+        if leads_outside(file, root):
+            why = NOT_FOLLOWED
+        elif parquet_columns(file) is None:
+            why = "is damaged: expected the table of a sweep"
+        reasons[name] = why
     return dict(sorted(reasons.items(), key=lambda item: item[1] != ""))
 
 
 def unusable(site: Site) -> list[dict[str, str]]:
     """Return name and reason of each model, analysis and sweep that cannot be used."""
-    rows = [{"name": m.key, "why": m.why} for m in site.models.by_key.values() if m.state == "damaged"]
-    rows += [{"name": each.name, "why": each.why} for each in site.stored.broken]
-    rows += [
-        {"name": r.folder.name, "why": f"{r.retrained} was trained anew after it"} for r in site.stored.runs if r.stale
-    ]
-    rows += [
-        {"name": path.name, "why": NOT_FOLLOWED}
-        for path in sorted(site.root.glob("[!.]*"))
-        if path.is_symlink() and ((path / LOG_FILE).exists() or (path / RECORD_FILE).exists())
-    ]
-    return rows + [{"name": name, "why": f"{name}.parquet {why}"} for name, why in sweeps(site.root).items() if why]
+    rows = [(each.name, each.why) for each in unusable_of(site.models, site.stored)]
+    rows += [(name, f"{name}.parquet {why}") for name, why in sweeps(site.root).items() if why]
+    return [{"name": name, "why": why} for name, why in rows]
 
 
 # --- what is chosen -------------------------------------------------------------------------------

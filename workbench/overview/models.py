@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from workbench.errors import RunError, WorkbenchError, one_line
 from workbench.files import leads_outside, parquet_columns
-from workbench.overview.stored import NOT_FOLLOWED, Stored, StoredRun
+from workbench.overview.stored import NOT_FOLLOWED, Broken, Stored, StoredRun
 from workbench.summary import NOT_OF_THE_MODEL
 from workbench.training_folder import (
     ACCURACY_FILE,
@@ -162,8 +162,8 @@ class Models:
 def read_models(root: Path, stored: Iterable[StoredRun] = ()) -> Models:
     """Return the models of a runs folder, and those that `stored` analyses name and that have no folder there.
 
-    A training with a link out of the runs folder is damaged, and counts as one without a folder, so that no page reads
-    it.
+    A training that is a link, or has one out of the runs folder, is damaged, and counts as one without a folder, so
+    that no page reads it.
     """
     folders = sorted(
         {file.parent for file in files_below(root, LOG_FILE, RECORD_FILE)},
@@ -179,11 +179,23 @@ def read_models(root: Path, stored: Iterable[StoredRun] = ()) -> Models:
             if linked
             else _read(folder, key, stamps)
         )
+    for folder in sorted(root.glob("[!.]*")):
+        if folder.is_symlink() and any((folder / name).exists() for name in (LOG_FILE, RECORD_FILE)):
+            models[folder.name] = Model(folder.name, state="damaged", why=NOT_FOLLOWED, variant=folder.name)
     for run in stored:
         if run.model and run.model not in models:
             models[run.model] = Model(run.model, variant=run.model)
     names = _variant_names([model for model in models.values() if model.recipe])
     return Models({key: replace(model, variant=names[key]) if model.recipe else model for key, model in models.items()})
+
+
+def unusable_of(models: Models, stored: Stored) -> list[Broken]:
+    """Return what cannot be used: damaged trainings, damaged analyses, and those of a model that is no longer there."""
+    return [
+        *(Broken(model.key, model.why) for model in models.by_key.values() if model.state == "damaged"),
+        *stored.broken,
+        *(Broken(r.folder.name, f"{r.retrained} was trained anew after it") for r in stored.runs if r.stale),
+    ]
 
 
 def with_variants(stored: Stored, models: Models) -> Stored:

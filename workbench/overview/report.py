@@ -25,7 +25,7 @@ from workbench.overview.charts import (
 )
 from workbench.overview.differences import Pair, strip
 from workbench.overview.measures import LONG, MEASURES, QUESTIONS, measured
-from workbench.overview.models import Models
+from workbench.overview.models import Models, unusable_of
 from workbench.overview.stored import Stored
 from workbench.overview.story import Story, tell
 from workbench.overview.table import SETTINGS, accuracies_of, model_rows
@@ -60,7 +60,7 @@ def selection_report(
             _accuracy(story, models, keys),
             _layers(story, stored, keys, models, used),
             "" if stored.ledger is None else ledger_section(runs.load(stored.ledger)),
-            _broken(stored),
+            _unusable(models, stored),
             _made(used),
         ]
     here = runs.environment([])
@@ -147,9 +147,10 @@ def _layers(story: Story, stored: Stored, keys: Sequence[str], models: Models, u
     return "\n".join(parts) + "</section>"
 
 
-def _broken(stored: Stored) -> str:
-    """Return which stored runs cannot be used, and why."""
-    return "".join(f'<p class="warn">{escape(f"{each.name}: {each.why}")}</p>' for each in stored.broken)
+def _unusable(models: Models, stored: Stored) -> str:
+    """Return which models and analyses cannot be used, and why."""
+    lines = [f"{each.name}: {each.why}" for each in unusable_of(models, stored)]
+    return "".join(f'<p class="warn">{escape(line)}</p>' for line in lines)
 
 
 def _made(used: Mapping[str, Sequence[str]]) -> str:

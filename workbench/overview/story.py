@@ -139,8 +139,9 @@ def compared(pair: Pair) -> str:
 
 def _unknown(model: Model) -> str:
     """Return why it is not known how a model was trained."""
-    no_folder, unread = "its training folder is not in this runs folder", "its record or recipe cannot be read"
-    return f"How {model.key} was trained is not known here: {no_folder if model.folder is None else unread}."
+    elsewhere = model.state == "elsewhere"
+    why = "its training folder is not in this runs folder" if elsewhere else "its record or recipe cannot be read"
+    return f"How {model.key} was trained is not known here: {why}."
 
 
 # --- the numbers ----------------------------------------------------------------------------------

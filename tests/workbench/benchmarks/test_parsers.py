@@ -117,6 +117,7 @@ def test_an_option_may_begin_like_a_denial() -> None:
     for answer in ("(B) is not visible", "B is not visible.", "The answer is (B) is not visible"):
         assert parse_letter(answer, ("is visible", "is not visible")) == "B"
     assert parse_letter("Option A isn\u2019t correct", ("a cat", "a dog")) is None
+    assert parse_letter("A is not correct", ("is no", "is yes")) is None
 
 
 def test_a_letter_within_an_option_is_none() -> None:

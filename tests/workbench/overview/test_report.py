@@ -87,6 +87,21 @@ def test_it_says_what_is_drawn_and_what_is_left_out_as_the_page_does(tmp_path: P
     assert "95 % intervals; dotted: chance (95th percentile). Left out: 7 images were left out" in page
 
 
+def test_it_names_what_cannot_be_used_as_the_pages_do(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    for name in ("baseline", "viral"):
+        train(root, name, right=[True] * 40, aligned=name == "viral")
+        cknna(root, name, {1: np.full(20, 0.5)})
+    train(root, "anew", right=[True] * 40, created="2026-03-01T00:00:00+00:00")
+    stale = cknna(root, "anew", {1: np.full(20, 0.5)}, created="2026-02-01T00:00:00+00:00")
+    (root / "viral").rename(tmp_path / "viral")
+    (root / "viral").symlink_to(tmp_path / "viral")
+    page = page_of(root, "viral")
+    assert "viral: is a link, which is not followed: expected the folder or file itself" in page
+    assert "How viral was trained is not known here: its record or recipe cannot be read." in page
+    assert f"{stale.name}: anew was trained anew after it" in page
+
+
 def test_a_measure_that_no_run_has_is_left_out(tmp_path: Path) -> None:
     """As that of single blocks where windows were knocked out."""
     for name in ("baseline", "viral"):
