@@ -403,8 +403,9 @@ def test_hugging_face_data_sets(tmp_path: Path) -> None:
         file.write_text(json.dumps(content))
         with pytest.raises(DataError, match=message):
             load_data(f"hf:{file}")
-    with pytest.raises(DataError, match="could not be loaded"):
-        load_data(f"hf:{tmp_path / 'nowhere'}")
+    for path in (str(tmp_path / "nowhere"), "data/a/b", "data/questions.jsonl"):  # none asks the hub
+        with pytest.raises(DataError, match=f"{re.escape(path)} does not exist: expected a file, a folder, or"):
+            load_data(f"hf:{path}")
 
 
 def test_a_split_is_the_files_that_are_named_so(tmp_path: Path) -> None:

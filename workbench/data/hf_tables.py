@@ -19,6 +19,7 @@ from workbench.files import cache_folder, sha256
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 OTHER_WORDS = {"training": "train", "testing": "test"}
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 
 
@@ -61,6 +62,8 @@ def read_table(path: str, split: str, usual: str = "train") -> Any:
         )
     files = _of_split(place, files, split, usual) if files else []
     _check_git_lfs(files)
+    if not place.exists() and (place.suffix in FORMATS or not HUB_ID.fullmatch(path)):
+        raise DataError(f"{shown(path)} does not exist: expected a file, a folder, or the id of a data set of the hub")
     if files and "parquet" not in kinds:
         return TextTable(row for file in files for row in (_csv_rows(file) if kinds == {"csv"} else json_rows(file)))
     if find_spec("datasets") is None:
