@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import planted_faults
-from benchmarks.planted_faults import AREAS, drawn, faults_in, plant
+from benchmarks.planted_faults import run_tests
+from benchmarks.planted_faults.draw import AREAS, drawn
+from benchmarks.planted_faults.faults import faults_in, plant
 
 PROGRAM = '''"""Einheit: 1 µm."""
 def f(x: int = 3, *, axis=0):
@@ -62,14 +63,15 @@ def test_faults_are_where_numbers_are(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_draw_is_shared_between_areas_and_can_be_repeated() -> None:
-    faults = drawn(0, 12, list(AREAS))
-    assert faults == drawn(0, 12, list(AREAS)) != drawn(1, 12, list(AREAS))
+    faults = drawn(0, 16, list(AREAS))
+    assert faults == drawn(0, 16, list(AREAS)) != drawn(1, 16, list(AREAS))
     assert faults[:6] == drawn(0, 6, list(AREAS))
     assert [area for area, _ in faults] == list(AREAS) * 2
-    assert all(planted_faults.tests_of(fault.file) for _, fault in faults)
-    assert planted_faults.tests_of("workbench/metrics/alignment.py")[0] == "tests/workbench/metrics/test_metrics.py"
-    assert planted_faults.tests_of("analyses/cknna.py")[0] == "tests/analyses/test_cknna.py"
-    assert planted_faults.tests_of("workbench/stats.py")[0] == "tests/workbench/test_stats.py"
+    assert all(run_tests.tests_of(fault.file) for _, fault in faults)
+    assert run_tests.tests_of("workbench/metrics/alignment.py")[0] == "tests/workbench/metrics/test_metrics.py"
+    assert run_tests.tests_of("analyses/cknna/options.py")[0] == "tests/analyses/test_cknna.py"
+    assert run_tests.tests_of("workbench/overview/story.py")[0] == "tests/workbench/overview/test_story.py"
+    assert run_tests.tests_of("workbench/stats.py")[0] == "tests/workbench/test_stats.py"
 
 
 @pytest.mark.slow
@@ -81,13 +83,12 @@ def test_outcomes_are_those_of_the_tests(tmp_path: Path) -> None:
     )
     (tmp_path / "test_b.py").write_text("import nothing_of_this_name\n")
     (tmp_path / "test_c.py").write_text("import time\n\ndef test_for_ever():\n    time.sleep(60)\n")
-    run = planted_faults.tested
     # the command's test comes last
-    assert run(tmp_path, ["test_a.py"], tmp_path / "work", 60) == ("failed", "test_a.py::test_wrong")
-    assert run(tmp_path, ["test_a.py::test_right"], tmp_path / "work", 60) == ("passed", "")
-    assert run(tmp_path, ["test_b.py"], tmp_path / "work", 60) == ("failed", "collection of test_b.py")
-    assert run(tmp_path, ["test_c.py"], tmp_path / "work", 4) == ("timeout", "")
-    assert run(tmp_path, ["test_d.py"], tmp_path / "work", 60)[0] == "nothing run"
+    assert run_tests.tested(tmp_path, ["test_a.py"], tmp_path / "work", 60) == ("failed", "test_a.py::test_wrong")
+    assert run_tests.tested(tmp_path, ["test_a.py::test_right"], tmp_path / "work", 60) == ("passed", "")
+    assert run_tests.tested(tmp_path, ["test_b.py"], tmp_path / "work", 60) == ("failed", "collection of test_b.py")
+    assert run_tests.tested(tmp_path, ["test_c.py"], tmp_path / "work", 4) == ("timeout", "")
+    assert run_tests.tested(tmp_path, ["test_d.py"], tmp_path / "work", 60)[0] == "nothing run"
 
 
 @pytest.mark.parametrize("area", list(AREAS))
