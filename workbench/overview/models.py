@@ -300,7 +300,7 @@ def _variant_names(models: Sequence[Model]) -> dict[str, str]:
         if len(stems) > 1:
             stems = {_without_seed(model.key, model.seed) for model in group}
         name = min(stems, key=lambda s: (len(s), s)) if len(group) > 1 and stems else group[0].key
-        if name in taken:
+        if name in taken or any(name == model.key and model not in group for model in models):
             name = group[0].key
         taken.add(name)
         names |= {model.key: name for model in group}

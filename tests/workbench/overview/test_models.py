@@ -73,6 +73,16 @@ def test_a_number_at_the_end_of_a_name_is_not_its_seed(tmp_path: Path) -> None:
     assert list(read_models(tmp_path).variants) == ["plain", "viral-layer10", "weak"]
 
 
+def test_a_variant_never_has_the_name_of_another_ones_training(tmp_path: Path) -> None:
+    for key, seed, weight in (("abc-s1", 1, 0.5), ("zz-s0", 0, 0.5), ("zz", 0, 0.7)):
+        train(tmp_path, key, right=SOME, aligned=True, layer=[2], weight=weight, seed=seed)
+    models = read_models(tmp_path)
+    assert {name: [model.key for model in of] for name, of in models.variants.items()} == {
+        "abc-s1": ["zz-s0", "abc-s1"],
+        "zz": ["zz"],
+    }
+
+
 def test_trainings_from_different_checkpoints_are_no_seeds_of_one_variant(tmp_path: Path) -> None:
     for seed, steps in ((0, 1000), (1, 100)):
         folder = train(tmp_path, f"plain-s{seed}", right=SOME, seed=seed)
