@@ -12,7 +12,8 @@ env: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "== installing the environment into .venv (about 6 GB; takes some minutes the first time)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[test]'
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, unlike pip; some packages hold files that are no Python
 	@touch $@
 
 # Serves the dashboard, trains two models and runs every analysis on both; finished steps are looked up, so an interrupted demo continues.

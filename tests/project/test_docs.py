@@ -147,7 +147,7 @@ def test_command(line: str, folder: Path, tmp_path: Path) -> None:
             else "no runs yet" in here(folder, module, *given)
         )
     elif module == "workbench.data.twins":
-        assert "pope, whatsup, mmvp" in here(folder, module, str(tmp_path / given[0]))
+        assert "pope, whatsup, mmvp" in here(folder, module, *given)  # which the commands after it read
     elif module.startswith("analyses."):
         for name in set(re.findall(r"\btwins/(\w+)", line)) - {path.name for path in folder.glob("twins/*")}:
             write_twin(folder / "twins" / name, name)
