@@ -63,25 +63,15 @@ def repair_generation(name: str, model: Any) -> None:
 
     An example is Vicuna's temperature without sampling. No answer changes, since answers are greedy here.
     """
-    defaults = GenerationConfig().to_dict()
-    config = model.config
-    misplaced = [
-        key
-        for key in defaults
-        if key != "use_cache" and key not in config.__dataclass_fields__ and vars(config).get(key) is not None
-    ]
-    for key in misplaced:
-        delattr(config, key)
-    unset: list[str] = []
-    if model.can_generate():
-        model.generation_config, unset = _valid(model.generation_config)
-    if misplaced or unset:
-        names = ", ".join([*misplaced, *unset])
+    if not model.can_generate():
+        return
+    model.generation_config, unset = _valid(model.generation_config)
+    if unset:
         log.warning(
-            "%s: generation settings left out because they contradict one another or could not be saved: %s (no answer"
-            " changes, since answers are greedy here)",
+            "%s: generation settings left out because they contradict one another: %s (no answer changes, since answers"
+            " are greedy here)",
             name,
-            names,
+            ", ".join(unset),
         )
 
 

@@ -243,6 +243,13 @@ def test_a_table_rounds_no_step_of_a_long_training() -> None:
     assert [word in table for word in ("1234567 ", "1234568 ", "0.25 ")] == [True] * 3
 
 
+@pytest.mark.parametrize(("wide", "environment"), [(False, "table"), (True, "table*")])
+def test_a_wide_table_goes_over_both_columns(wide: bool, environment: str) -> None:
+    figure = figures.new_figure().add_scatter(x=[0, 1], y=[0.1, 0.2], name="viral")
+    table = latex_table(figure, "caption", "label", wide)
+    assert (table.startswith(f"\\begin{{{environment}}}"), table.endswith(f"\\end{{{environment}}}\n")) == (True, True)
+
+
 def test_titles_never_share_a_file() -> None:
     assert list(unique_names(["A / b", "a-b", "A b!", "…"]).values()) == ["a-b", "a-b-2", "a-b-3", "figure"]
 

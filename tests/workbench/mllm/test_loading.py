@@ -475,13 +475,18 @@ def test_settings_of_generation_that_could_not_be_saved_are_left_out(
     assert not unset & {key for key in saved if saved[key] not in (None, 1.0)}
 
 
-def test_settings_of_generation_in_the_configuration_are_left_out(
-    folders: Callable[[str], Path], tmp_path: Path
+def test_a_configuration_keeps_its_pad_token_and_has_no_settings_of_generation(
+    folders: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = changed(folders, "llava", settings(temperature=0.7, max_length=99), tmp_path / "m")
-    model = MLLM.load(str(folder)).model
+    """LLaVA-1.5 has a pad token beside its parts."""
+    folder = changed(folders, "llava", settings(temperature=0.7, pad_token_id=1), tmp_path / "m")
+    with caplog.at_level(logging.WARNING):
+        model = MLLM.load(str(folder)).model
+    assert "left out" not in caplog.text
     model.save_pretrained(tmp_path / "saved")
-    assert "temperature" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert "temperature" not in saved
+    assert saved["pad_token_id"] == 1
 
 
 # --- the door -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.tiny import BUILDERS, build
 from workbench.errors import DataError, ModelError
 from workbench.mllm import MLLM, VisualTokens
+from workbench.mllm.family import final_norm_of
 from workbench.spatial.grids import token_centers
 from workbench.spatial.tiles import by_tile
 from workbench.spatial.within_image import read_by_grid
@@ -112,12 +113,16 @@ def test_features_come_back_at_the_place_that_they_code(transparent: MLLM, size:
 def test_hidden_states_by_tile_are_those_of_the_same_positions(transparent: MLLM, size: int) -> None:
     batch = transparent.encode([shown(transparent, size)], ["what is this ?"])
     with torch.inference_mode():
-        theirs = transparent.model(**batch.inputs, output_hidden_states=True).hidden_states[0][0]
-    places = by_tile(transparent.token_grids(batch))
-    (hidden,), features = read_by_grid(transparent, batch, places, [0])
+        theirs = transparent.model(**batch.inputs, output_hidden_states=True).hidden_states
+    places, last = by_tile(transparent.token_grids(batch)), transparent.n_layers
+    (first, before), features = read_by_grid(transparent, batch, places, [0, last])
+    (after,), _ = read_by_grid(transparent, batch, places, [last], final_norm=True)
     assert features is None
-    for part, tokens in zip(places[0], hidden[0], strict=True):
-        assert torch.allclose(tokens, theirs[part.index], atol=1e-6)
+    norm = final_norm_of(transparent.decoder)
+    for number, part in enumerate(places[0]):
+        assert torch.allclose(first[0][number], theirs[0][0, part.index], atol=1e-6)
+        assert torch.allclose(norm(before[0][number]), theirs[-1][0, part.index], atol=1e-5)
+        assert torch.allclose(after[0][number], theirs[-1][0, part.index], atol=1e-6)
 
 
 def test_tiles_are_the_parts_that_the_encoder_saw(transparent: MLLM) -> None:
