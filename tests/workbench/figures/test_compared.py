@@ -227,3 +227,9 @@ def test_a_stored_strip_is_made_clickable_by_many_users_at_once() -> None:
         sys.setswitchinterval(interval)
     assert {tuple(trace.type for trace in figure.data) for figure in made} == {("heatmap", "scatter")}
     assert strip.to_json() == before
+
+
+def test_a_dot_marks_a_difference_whose_interval_leaves_zero_out() -> None:
+    bounds = [(-0.1, 0.1), (0.1, 0.2), (-0.3, -0.1), (0.0, 0.2)]
+    rows = [{"title": "a", "layer": n, "score": 0.1, "low": a, "high": b, "z": 1} for n, (a, b) in enumerate(bounds)]
+    assert layer_strip(pd.DataFrame(rows)).data[0].text.tolist() == [["", "\u25cf", "\u25cf", ""]]
