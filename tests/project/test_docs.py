@@ -56,14 +56,14 @@ FEW = {
 
 @pytest.fixture(scope="module")
 def folder(runs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder as the pages assume it: recipes, `photos`, and `runs` with a trained pair and their first
+    """A working folder as the pages assume it: recipes, `my_photos`, and `runs` with a trained pair and their first
     stages."""
     root = tmp_path_factory.mktemp("readme")
     for name in ("trainer", "app.py", "analyses", "workbench", "viral_workbench.py", "benchmarks"):
         (root / name).symlink_to(ROOT / name)
     shutil.copytree(runs_folder, root / "runs")
-    (root / "photos").mkdir()
-    Image.fromarray(photographs.astronaut()).save(root / "photos" / "astronaut.jpg")
+    (root / "my_photos").mkdir()
+    Image.fromarray(photographs.astronaut()).save(root / "my_photos" / "astronaut.jpg")
     return root
 
 

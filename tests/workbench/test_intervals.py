@@ -292,6 +292,16 @@ def test_the_benchmark_prints_its_table(capsys: pytest.CaptureFixture[str]) -> N
     assert "cells in" in text
 
 
+@pytest.mark.parametrize("images", [8, 20, 60])
+def test_images_whose_answers_are_all_equal_have_wilsons_interval_with_students_quantile(images: int) -> None:
+    """Answers of one image that are all equal say no more than one, and the spread of images is estimated."""
+    right, groups = np.repeat(np.arange(images) % 2, 5), np.repeat(np.arange(images), 5)
+    interval = mean_interval(right.astype(float), kind="proportion", groups=groups)
+    t = scipy_stats.t.ppf(0.975, images - 1)
+    low, high = wilson(np.array([0.5]), np.array([t**2 / images]))
+    assert (interval.low, interval.high) == pytest.approx((low[0], high[0]))
+
+
 def test_no_interval_is_wider_than_that_of_as_many_questions_as_images() -> None:
     """Of 40 images with 5 questions each one answer changes: less is known than of 40 changes in 200, and more than of
     40 questions."""
