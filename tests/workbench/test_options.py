@@ -133,6 +133,16 @@ def test_every_number_has_a_range(cls: type) -> None:
     assert {name for name, kind in config_fields(cls) if kind in (int, float)} <= ranges(cls).keys()
 
 
+@pytest.mark.parametrize("cls", dict.fromkeys(OPTIONS), ids=lambda cls: f"{cls.__module__}.{cls.__name__}")
+def test_a_number_out_of_its_range_is_refused_where_it_is_set(cls: type) -> None:
+    for name, expected in ranges(cls).items():
+        if math.isfinite(expected.low):
+            below = expected.low - 1
+            listed = isinstance(getattr(cls, name, None), tuple)
+            with pytest.raises(ConfigError, match=rf"\b{name} is {below}"):
+                cls(**{name: (below,) if listed else below})
+
+
 def test_texts_are_on_one_line_and_include_those_of_base_classes() -> None:
     assert texts(Few) == {"count": "How many."}
     text_of = texts(load_analyses()["cknna"].config)
