@@ -10,7 +10,7 @@ HEADLESS ?=
 env: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
-	@echo "== installing the environment into .venv (about 6 GB; takes some minutes the first time)"
+	@echo "== installing the environment into .venv (7.6 GB; takes some minutes the first time)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[test]'
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true  # on all cores, unlike pip; some packages hold files that are no Python
