@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,14 @@ from workbench.yaml_config import as_mapping
 TYPES = ("colour", "count")
 
 
+@cache
+def _recipe(name: str, seed: int) -> dict[str, Any]:
+    return as_mapping(read_recipe(name, seed=seed))
+
+
 def recipe(name: str, seed: int, **alignment: object) -> dict[str, Any]:
     """A recipe of the package, as a training stores it."""
-    own = as_mapping(read_recipe(name, seed=seed))
+    own = deepcopy(_recipe(name, seed))
     return {**own, "alignment": own["alignment"] | alignment}
 
 
