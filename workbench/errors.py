@@ -35,7 +35,7 @@ class UnknownNameError(WorkbenchError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, also: str = "") -> None:
-        self.name, self.known = name, sorted(known)
+        self.name, self.known = name, sorted(set(known))  # a model and its variant may have one name
         near = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
         nearest = f"; did you mean '{near[0]}'?" if near else ""
         listed = ", ".join(self.known) if self.known else "(none)"

@@ -227,7 +227,8 @@ def read_answers(model: Model) -> pd.DataFrame:
         RunError: they are missing, damaged, or a loss instead of answers.
     """
     if model.folder is None:
-        raise RunError(f"no answers of {model.key} are stored: expected its training folder in this runs folder")
+        no_folder = f"no answers of {model.key} are stored: expected its training folder in this runs folder"
+        raise RunError(model.why or no_folder)
     if model.state == "training":
         raise RunError("it is still being trained, and stores its answers at the end")
     file = model.folder / EVALUATION_FILE

@@ -32,6 +32,7 @@ from workbench.overview.table import SETTINGS, accuracies_of, model_rows
 
 TABLE = ["key", "variant", "seed", *SETTINGS, "accuracy", "low", "high", "chance"]
 TABLE += ["difference", "d_low", "d_high", "p_holm"]
+WHOLE = {"seed": "Int64", "steps": "Int64"}  # also where a model has none
 
 
 def selection_report(
@@ -94,7 +95,7 @@ def _accuracy(story: Story, models: Models, keys: Sequence[str]) -> str:
         names = dict(zip(("first", "second"), story.answered.pair.names, strict=True)) | {"score": "difference"}
         parts += [html_table(story.answered.by_type.rename(columns=names), "accuracy-by-type")]
     rows = model_rows(Models({key: models.by_key[key] for key in keys}), keys[0])
-    rows = rows.reindex(columns=TABLE).dropna(axis="columns", how="all")
+    rows = rows.reindex(columns=TABLE).astype(WHOLE).dropna(axis="columns", how="all")
     parts += [f"<h3>Each model, difference to {escape(keys[0])}</h3>", html_table(rows, "models")]
     parts += [
         '<p class="quiet">Mean of question types; intervals over images, which say nothing about other seeds.</p>'

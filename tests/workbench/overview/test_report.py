@@ -99,6 +99,8 @@ def test_it_names_what_cannot_be_used_as_the_pages_do(tmp_path: Path) -> None:
     page = page_of(root, "viral")
     assert "viral: is a link, which is not followed: expected the folder or file itself" in page
     assert "How viral was trained is not known here: its record or recipe cannot be read." in page
+    assert "cannot be compared (viral: is a link, which is not followed" in page
+    assert "<td>1500</td>" in page  # steps, also beside a model of which they are not known
     assert f"{stale.name}: anew was trained anew after it" in page
 
 
@@ -165,6 +167,7 @@ def test_the_command_writes_the_same_report(two: tuple[Path, str], tmp_path_fact
     before = out.read_bytes()
     said = refused("workbench.overview", str(root), "--baseline", "baselin", "--models", second, "--out", str(out))
     assert "model or variant 'baselin'" in said and "did you mean 'baseline'?" in said
+    assert said.count("baseline") == 2  # listed once, although the variant has the same name
     assert "expected both or neither" in refused("workbench.overview", str(root), "--models", second, "--out", str(out))
     assert "expected a folder of runs" in refused("workbench.overview", str(root / "nope"), "--out", str(out))
     assert out.read_bytes() == before
